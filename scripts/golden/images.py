@@ -8,6 +8,8 @@ values that it gives for one pixel of each channel.
 
 import io
 import json
+import struct
+import zlib
 
 import numpy as np
 from common import FIXTURES, SCRIPT, header
@@ -68,8 +70,27 @@ frames[0].save(OUT / "animated.webp", save_all=True, append_images=frames[1:])
 exif = Image.Exif()
 exif[0x0112] = 6
 saved(source, "turned.jpg", quality=95, subsampling=0, exif=exif)
+
+
+def deep(name, channels, transparent=b""):
+    """A PNG of 16 bits, which Pillow itself writes only in grey; its values meet all cases of rounding."""
+    kinds = {1: 0, 3: 2, 2: 4, 4: 6}
+    values = np.arange(height * width * channels, dtype=np.uint32) * 6151 % 65536
+    rows = values.astype(">u2").reshape(height, width * channels)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    size = struct.pack(">IIBBBBB", width, height, 16, kinds[channels], 0, 0, 0)
+    chunks = [(b"IHDR", size)] + [(b"tRNS", transparent)] * bool(transparent) + [(b"IDAT", data), (b"IEND", b"")]
+    made = b"".join(struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+    (OUT / name).write_bytes(b"\x89PNG\r\n\x1a\n" + made)
+
+
+deep("deep-grey.png", 1)
+deep("deep-grey-clear.png", 1, b"\0\5")
+deep("deep-grey-alpha.png", 2)
+deep("deep-color.png", 3)
+deep("deep-alpha.png", 4)
 # What Pillow makes of those that are read, as RGB.
 from PIL import ImageOps
 
-for name in ["plain.jpg", "progressive.jpg", "grey.jpg", "grey.png", "palette.png", "alpha.png", "turned.jpg", "still.gif"]:
+for name in ["plain.jpg", "progressive.jpg", "grey.jpg", "grey.png", "palette.png", "alpha.png", "turned.jpg", "still.gif"] + [f"deep-{kind}.png" for kind in ["color", "alpha", "grey-alpha"]]:
     ImageOps.exif_transpose(Image.open(OUT / name)).convert("RGB").save(OUT / f"read-{name}.png")

@@ -7,7 +7,9 @@ use frugal_core::fs::FileError;
 use image::codecs::gif::GifDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
-use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::{
+    AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Rgb, RgbImage,
+};
 
 use crate::error::MediaError;
 use crate::picture::Picture;
@@ -59,12 +61,13 @@ pub fn decode_file(path: &Path, limits: Limits) -> Result<Picture, MediaError> {
 }
 
 /// Decodes an image to 8-bit RGB, turned as its orientation says; `place` names it in errors. Grey
-/// images get three equal channels, an alpha channel is left out as Pillow's `convert("RGB")` does,
-/// and 16-bit channels are rounded to 8 bits.
+/// images get three equal channels, an alpha channel is left out and of 16-bit channels the higher
+/// byte is taken, as Pillow's `convert("RGB")` does.
 ///
 /// # Errors
 /// [`MediaError::Image`] for other formats, images that are damaged or end early, that exceed the
-/// limits, that have several frames, and for JPEG files of four colours (CMYK).
+/// limits, that have several frames, for JPEG files of four colours (CMYK), and for PNG files of one
+/// 16-bit grey channel: Pillow cuts their values off at 255, others take the higher byte.
 pub fn decode(place: &str, bytes: &[u8], limits: Limits) -> Result<Picture, MediaError> {
     let bad = |reason: &dyn ToString| MediaError::image(place, reason.to_string());
     if bytes.len() as u64 > limits.bytes {
@@ -102,13 +105,39 @@ pub fn decode(place: &str, bytes: &[u8], limits: Limits) -> Result<Picture, Medi
         ));
     }
     decoder.set_limits(of(limits)).map_err(damaged)?;
+    // Of the header: a transparent grey is decoded as an alpha channel, which changes nothing for Pillow.
+    if format == ImageFormat::Png && bytes.get(24..26) == Some(&[16, 0][..]) {
+        return Err(bad(
+            &"it is a PNG of one 16-bit grey channel, which `transformers` reads as white from 255 of 65535 on: convert it to 8 bits, or to RGB",
+        ));
+    }
     let orientation = decoder.orientation().map_err(damaged)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     image.apply_orientation(orientation);
-    let rgb = image.into_rgb8();
+    let rgb = eight_bits(image).into_rgb8();
     let (width, height) = rgb.dimensions();
     Picture::new(width as usize, height as usize, rgb.into_raw())
         .ok_or_else(|| bad(&"it has no pixels"))
+}
+
+/// The higher byte of 16-bit channels, as Pillow and libpng (`png_set_strip_16`) take it.
+fn eight_bits(image: DynamicImage) -> DynamicImage {
+    let rgb: RgbImage = match &image {
+        DynamicImage::ImageLumaA16(grey) => {
+            RgbImage::from_fn(grey.width(), grey.height(), |x, y| {
+                Rgb([(grey.get_pixel(x, y)[0] >> 8) as u8; 3])
+            })
+        }
+        DynamicImage::ImageRgb16(_) | DynamicImage::ImageRgba16(_) => {
+            // Without its alpha channel, which changes no colour.
+            let wide = image.to_rgb16();
+            RgbImage::from_fn(wide.width(), wide.height(), |x, y| {
+                Rgb(wide.get_pixel(x, y).0.map(|v| (v >> 8) as u8))
+            })
+        }
+        _ => return image,
+    };
+    rgb.into()
 }
 
 fn of(limits: Limits) -> image::Limits {

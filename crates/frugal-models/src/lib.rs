@@ -33,6 +33,7 @@ pub use blocks::sub_grids::ScanPattern;
 pub use build::{build, build_with};
 pub use frugal_kernels::ActivationQuant;
 pub use init::random_weights;
+pub use keys::initializer_range;
 pub use loftq::Loftq;
 pub use names::factor_names;
 pub use rope::{RopeConfig, RopeScaling, inverse_frequencies};

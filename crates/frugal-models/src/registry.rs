@@ -70,6 +70,12 @@ impl Family {
             let reason = "a new model has a new tokenizer, whose token of the end this is";
             return Err(bad(source, key, reason));
         }
+        // Elsewhere what is no id is none, as in the reference.
+        let is_id = |value: &Value| value.as_u64().is_some_and(|id| u32::try_from(id).is_ok());
+        let mut ids = own.iter().filter(|(key, _)| key.ends_with("_token_id"));
+        if let Some((key, value)) = ids.find(|(_, value)| !is_id(value)) {
+            return Err(bad(source, key, format!("expected a token, found {value}")));
+        }
         sizes.check(own, source)?;
         let mut honored = (self.keys.honored)();
         honored.retain(|key| !TOKEN_IDS.contains(&key.as_str()));
@@ -91,7 +97,21 @@ impl Family {
         });
         keys.extend(all.as_object().cloned().unwrap_or_default());
         keys::initializer_range(&config, source)?;
+        // The keys of rotary positions are in no architecture's own list: one without such positions would
+        // write them and never look at them.
+        let rotary = own.keys().find(|key| keys::ROPE.contains(&key.as_str()));
+        if let Some(key) = rotary.filter(|key| !self.looks_at(key, &config)) {
+            let reason = format!("`{}` models do not look at it", self.model_type);
+            return Err(bad(source, key, reason));
+        }
         Ok(config)
+    }
+
+    /// Whether a key of a configuration is read: a value of no kind that it may have is refused then.
+    fn looks_at(&self, key: &str, config: &Value) -> bool {
+        let mut config = config.clone();
+        config[key] = "none of its kinds".into();
+        (self.read)(&config, "").is_err()
     }
 
     /// Which of the sizes that every new model has change nothing in one of this architecture, beside
@@ -419,5 +439,50 @@ mod tests {
             error.contains("`partial_rotary_factor`") && !error.contains("odd"),
             "{error}"
         );
+    }
+
+    /// `rope_scaling = 5` was written to `config.json`, where nothing else than an object has a meaning.
+    #[test]
+    fn keys_of_a_kind_that_they_cannot_have_were_written() {
+        let mut taken = Vec::new();
+        for family in makers() {
+            let mut keys = (family.keys.honored)();
+            keys.extend(keys::ROPE.iter().map(|key| (*key).to_owned()));
+            keys.retain(|key| !TOKEN_IDS.contains(&key.as_str()));
+            for key in keys {
+                let is_size = SIZES.clone().by_key().iter().any(|(size, _)| *size == key);
+                let is_rope = keys::ROPE.contains(&key.as_str()) && key != "rope_theta";
+                let numbers = is_rope.then_some([json!(5), json!(true)]);
+                let wrong = [json!("no such"), json!({"no": ["such"]}), json!([[[]]])];
+                for value in wrong.into_iter().chain(numbers.into_iter().flatten()) {
+                    // Sizes have settings of their own.
+                    if is_size || is_rope && value.is_object() {
+                        continue;
+                    }
+                    let error = match made(family, &SIZES, json!({key.as_str(): value.clone()})) {
+                        Ok(_) => "it is taken".to_owned(),
+                        Err(error) => error.to_string(),
+                    };
+                    if !error.contains(&key) {
+                        taken.push(format!("{}: {key} = {value}: {error}", family.model_type));
+                    }
+                }
+            }
+        }
+        assert!(taken.is_empty(), "{}", taken.join("\n"));
+        let mamba = made(find("mamba").unwrap(), &SIZES, json!({"rope_theta": 500.0}));
+        let error = mamba.unwrap_err().to_string();
+        assert!(
+            error.contains("`rope_theta`") && error.contains("do not look"),
+            "{error}"
+        );
+        let linear =
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 500.0});
+        for arch in ["llama", "minicpm", "mixtral"] {
+            assert!(
+                made(find(arch).unwrap(), &SIZES, linear.clone()).is_ok(),
+                "{arch}"
+            );
+        }
     }
 }

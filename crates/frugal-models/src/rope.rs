@@ -98,12 +98,13 @@ impl<'a> RopeReader<'a> {
     /// A kind that is not supported, a key that its kind needs and that is missing, a value that
     /// cannot be.
     pub fn uniform(&self) -> Result<RopeConfig, ModelError> {
+        let [scaling, parameters] = self.objects()?;
         // An empty one is none, as in the reference.
-        let given = |key: &'static str| {
-            let object = self.raw.get(key)?.as_object()?;
-            (!object.is_empty()).then_some((key, object))
+        let given = |key: &'static str, object: Option<&'a Map<String, Value>>| {
+            Some((key, object.filter(|object| !object.is_empty())?))
         };
-        let Some((key, block)) = given("rope_scaling").or_else(|| given("rope_parameters")) else {
+        let block = given("rope_scaling", scaling).or_else(|| given("rope_parameters", parameters));
+        let Some((key, block)) = block else {
             return self.settings(Block::new("rope_theta", &Map::new(), self.source));
         };
         if block.values().any(Value::is_object) {
@@ -114,6 +115,23 @@ impl<'a> RopeReader<'a> {
             ));
         }
         self.settings(Block::new(key, block, self.source))
+    }
+
+    /// `rope_scaling` and `rope_parameters`, where they are given.
+    fn objects(&self) -> Result<[Option<&'a Map<String, Value>>; 2], ModelError> {
+        let mut found = [None, None];
+        for (key, found) in ["rope_scaling", "rope_parameters"]
+            .into_iter()
+            .zip(&mut found)
+        {
+            let Some(value) = self.raw.get(key).filter(|value| !value.is_null()) else {
+                continue;
+            };
+            let object = value.as_object();
+            let reason = || format!("expected an object, found {value}");
+            *found = Some(object.ok_or_else(|| bad(self.source, key, reason()))?);
+        }
+        Ok(found)
     }
 
     /// The settings of full-attention and of sliding-window blocks; the latter have a base of
@@ -128,7 +146,7 @@ impl<'a> RopeReader<'a> {
     ) -> Result<[RopeConfig; 2], ModelError> {
         let key = "rope_parameters";
         let object = |value: Option<&'a Value>| value.and_then(Value::as_object);
-        let parameters = object(self.raw.get(key));
+        let [scaling, parameters] = self.objects()?;
         if let Some(flat) = parameters
             && flat.values().any(|v| !v.is_object() && !v.is_null())
         {
@@ -140,7 +158,7 @@ impl<'a> RopeReader<'a> {
         }
         let of = |kind: &str| object(parameters.and_then(|p| p.get(kind)));
         let mut full = of("full_attention").cloned().unwrap_or_default();
-        if let Some(scaling) = object(self.raw.get("rope_scaling")) {
+        if let Some(scaling) = scaling {
             full.extend(scaling.clone());
         }
         let local = of("sliding_attention").cloned().unwrap_or_default();

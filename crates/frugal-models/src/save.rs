@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use frugal_core::fs::{FileError, Temporary};
 use frugal_media::PROCESSOR_FILE;
@@ -34,6 +35,50 @@ impl StoredType {
             Self::F16 => "float16",
             Self::Bf16 => "bfloat16",
         }
+    }
+
+    /// Values as they stand in a file.
+    fn bytes(self, values: &[f32]) -> Vec<u8> {
+        let values = values.iter();
+        match self {
+            Self::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
+            Self::F16 => values
+                .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
+                .collect(),
+            Self::Bf16 => values
+                .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
+                .collect(),
+        }
+    }
+
+    /// The nearest number of the format, which is infinite beyond its largest.
+    fn rounded(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => half::f16::from_f32(value).to_f32(),
+            Self::Bf16 => half::bf16::from_f32(value).to_f32(),
+        }
+    }
+
+    /// That values drawn from a normal distribution of this deviation can be stored: none infinite,
+    /// and not all of them zeros.
+    ///
+    /// # Errors
+    /// What is wrong with the deviation.
+    pub fn check_deviation(self, deviation: f64) -> Result<(), String> {
+        // More deviations than this from 0 are never drawn of a uniform number of 53 bits.
+        let farthest = self.rounded((16.0 * deviation) as f32);
+        let wrong = if !farthest.is_finite() {
+            "too large"
+        } else if self.rounded(deviation as f32) <= 0.0 {
+            "too small"
+        } else {
+            return Ok(());
+        };
+        Err(format!(
+            "{deviation} is {wrong} a standard deviation for weights that are stored in {}",
+            self.torch_name()
+        ))
     }
 
     /// Bytes of one element.
@@ -120,17 +165,7 @@ impl View for Stored<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         Cow::Owned(match &self.content {
-            Content::Floats(StoredType::F32, values) => {
-                values().iter().flat_map(|v| v.to_le_bytes()).collect()
-            }
-            Content::Floats(StoredType::F16, values) => values()
-                .iter()
-                .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
-                .collect(),
-            Content::Floats(StoredType::Bf16, values) => values()
-                .iter()
-                .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
-                .collect(),
+            Content::Floats(stored_type, values) => stored_type.bytes(&values()),
             Content::WholeNumbers(Dtype::U8, values) => values.iter().map(|v| *v as u8).collect(),
             Content::WholeNumbers(Dtype::I16, values) => values
                 .iter()
@@ -158,11 +193,51 @@ impl View for Stored<'_> {
     }
 }
 
+/// A tensor that says of a number that its format cannot hold.
+struct Watched<'a, 'b> {
+    name: String,
+    stored: Stored<'a>,
+    beyond: &'b Mutex<Option<String>>,
+}
+
+impl View for Watched<'_, '_> {
+    fn dtype(&self) -> Dtype {
+        self.stored.dtype()
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.stored.shape()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let Content::Floats(stored_type, values) = &self.stored.content else {
+            return self.stored.data();
+        };
+        let values = values();
+        let is_beyond = |v: &&f32| v.is_finite() && !stored_type.rounded(**v).is_finite();
+        if let Some(value) = values.iter().find(is_beyond) {
+            let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
+            beyond.get_or_insert_with(|| {
+                format!(
+                    "`{}`: {value} is beyond the numbers of {}, and would be infinite: take f32 or bf16",
+                    self.name,
+                    stored_type.torch_name()
+                )
+            });
+        }
+        Cow::Owned(stored_type.bytes(&values))
+    }
+
+    fn data_len(&self) -> usize {
+        self.stored.data_len()
+    }
+}
+
 /// Writes a safetensors file under a temporary name, flushes it to disk and renames it.
 ///
 /// # Errors
 /// [`FileError`] naming the path; an older file is then untouched. Two tensors of one name are an
-/// error too.
+/// error too, and so is a finite value that its format has no finite number for.
 pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Result<(), FileError> {
     let folder = path
         .parent()
@@ -177,12 +252,25 @@ pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Res
         }
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let beyond = Mutex::new(None);
+    let watch = |(name, stored)| {
+        let watched = Watched {
+            name: String::clone(&name),
+            stored,
+            beyond: &beyond,
+        };
+        (name, watched)
+    };
+    let tensors: Vec<_> = tensors.into_iter().map(watch).collect();
     let write = || -> std::io::Result<()> {
         let temporary = Temporary::for_file(path)?;
         serialize_to_file(tensors, Some(metadata), temporary.path()).map_err(|e| match e {
             SafeTensorError::IoError(e) => e,
             other => std::io::Error::other(other),
         })?;
+        if let Some(reason) = beyond.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(std::io::Error::other(reason));
+        }
         temporary.persist()
     };
     write().map_err(FileError::at(path, "cannot write"))
@@ -236,4 +324,63 @@ fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), FileError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| FileError::at(path, "cannot write")(e.into()))?;
     frugal_core::fs::write_atomic(path, (text + "\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The largest numbers of the formats (IEEE 754, and its single precision cut to 16 bits): 65504 and
+    /// 3.38953139e38. What lies half a step behind is rounded to infinity.
+    #[test]
+    fn finite_values_became_infinite_in_16_bits() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let write = |stored_type, value: f32| {
+            let stored = Stored::new(&[2], stored_type, move || vec![1.0, value]);
+            write_safetensors(&path, vec![("a.weight".to_owned(), stored)])
+        };
+        for (stored_type, most, beyond) in [
+            (StoredType::F16, 65504.0, 65520.0),
+            (StoredType::Bf16, 3.389_531_4e38, 3.4e38),
+        ] {
+            let name = stored_type.torch_name();
+            for sign in [1.0, -1.0] {
+                write(stored_type, sign * most).unwrap();
+                let before = std::fs::read(&path).unwrap();
+                let error = write(stored_type, sign * beyond).unwrap_err();
+                let said = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+                for word in ["w.safetensors", "`a.weight`", name] {
+                    assert!(said.contains(word), "{said}");
+                }
+                assert_eq!(
+                    std::fs::read(&path).unwrap(),
+                    before,
+                    "the file is as it was"
+                );
+            }
+            // What is not finite is as it was, which is no fault of the format.
+            write(stored_type, f32::INFINITY).unwrap();
+        }
+        write(StoredType::F32, f32::MAX).unwrap();
+    }
+
+    #[test]
+    fn deviations_that_give_no_weights_are_refused() {
+        let refused = |stored_type: StoredType, deviation: f64| {
+            let reason = stored_type.check_deviation(deviation).unwrap_err();
+            assert!(reason.contains(stored_type.torch_name()), "{reason}");
+        };
+        for stored_type in [StoredType::F32, StoredType::F16, StoredType::Bf16] {
+            for deviation in [f64::NAN, f64::INFINITY, 1e300, -0.1, 0.0, 1e-300] {
+                refused(stored_type, deviation);
+            }
+            for deviation in [1e-4, 0.02, 1.0, 1000.0] {
+                stored_type.check_deviation(deviation).unwrap();
+            }
+        }
+        refused(StoredType::F16, 1e30);
+        refused(StoredType::F16, 1e-9);
+        StoredType::Bf16.check_deviation(1e30).unwrap();
+    }
 }

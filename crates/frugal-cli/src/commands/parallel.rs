@@ -3,12 +3,13 @@
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use frugal::train::parallel::{
-    Group, MAX_WORLD, Patience, RunIdentity, TcpGroup, listen, random_bytes,
+    Group, MAX_WORLD, ParallelError, Patience, RunIdentity, TcpGroup, listen, random_bytes,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -175,8 +176,13 @@ impl ParallelFlags {
 }
 
 impl First {
-    /// Brings all processes together, does the work, and waits for those that this one started.
-    pub fn with_others<T>(self, work: impl FnOnce(&mut Group) -> Result<T>) -> Result<T> {
+    /// Brings all processes together unless `stop` is set before, does the work, and waits for those that
+    /// this one started.
+    pub fn with_others<T>(
+        self,
+        stop: &AtomicBool,
+        work: impl FnOnce(&mut Group) -> Result<T>,
+    ) -> Result<T> {
         let (listener, mut processes) = match &self.master {
             Some(address) => (
                 TcpListener::bind(address)
@@ -201,7 +207,9 @@ impl First {
                 ..self.identity
             },
         };
-        let met = TcpGroup::host(&listener, &identity, self.patience, || processes.check());
+        let met = TcpGroup::host(&listener, &identity, self.patience, stop, || {
+            processes.check()
+        });
         let mut group = Group::new(met?, self.spec.zero == 1);
         match work(&mut group) {
             Ok(done) => {
@@ -224,9 +232,13 @@ impl First {
 }
 
 impl Other {
-    /// Joins rank 0 and does the work.
-    pub fn with_others<T>(self, work: impl FnOnce(&mut Group) -> Result<T>) -> Result<T> {
-        let group = TcpGroup::join(&self.master, self.rank, &self.identity, self.patience)?;
+    /// Joins rank 0 unless `stop` is set before, and does the work.
+    pub fn with_others<T>(
+        self,
+        stop: &AtomicBool,
+        work: impl FnOnce(&mut Group) -> Result<T>,
+    ) -> Result<T> {
+        let group = TcpGroup::join(&self.master, self.rank, &self.identity, self.patience, stop)?;
         let mut group = Group::new(group, self.spec.zero == 1);
         let done = work(&mut group);
         if let Err(error) = &done {
@@ -234,6 +246,12 @@ impl Other {
         }
         done
     }
+}
+
+/// Whether an error says that the run was stopped before it began.
+pub fn was_stopped(error: &anyhow::Error) -> bool {
+    let found = error.downcast_ref::<ParallelError>();
+    matches!(found, Some(ParallelError::Stopped))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use frugal::adapt::pretraining::REPARAMETERIZATIONS;
 use frugal::run::{
@@ -15,7 +15,7 @@ use frugal::train::parallel::ParallelReport;
 use frugal_core::config::{self, ConfigErrors};
 use frugal_core::human;
 
-use super::parallel::{ParallelFlags, Role};
+use super::parallel::{ParallelFlags, Role, was_stopped};
 use crate::args::{Config, Layer, Output, command_line, count_value, path_value};
 use crate::outcome::Outcome;
 use crate::ui::run::{RunProgress, scores};
@@ -129,6 +129,7 @@ pub struct Args {
 /// Resolves the configuration, trains, says what came of it.
 pub fn run(args: &Args) -> Result<Outcome> {
     let config = resolve(args)?;
+    check_fork(args, &config)?;
     if args.dry_run {
         for text in config.idle() {
             ui::warn(args.output, &text);
@@ -163,17 +164,31 @@ pub fn run(args: &Args) -> Result<Outcome> {
         };
         let mut progress = RunProgress::new(args.output);
         let observe = &mut |p: &Progress| progress.on(p);
-        match args.parallel.role(&common)? {
-            Role::Alone => pretrain(&config, &command, resume, &stop, observe)?,
+        let done: Result<Option<Pretrained>> = match args.parallel.role(&common)? {
+            Role::Alone => pretrain(&config, &command, resume, &stop, observe)
+                .map(Some)
+                .map_err(Into::into),
             Role::First(first) => {
                 pretrain_with(&config, &command, resume, &stop, observe, |work| {
-                    first.with_others(|group| Ok(work(Some(group))?))
-                })?
+                    first.with_others(&stop, |group| Ok(work(Some(group))?))
+                })
+                .map(Some)
             }
             Role::Other(other) => {
-                other.with_others(|group| Ok(pretrain_worker(&config, &stop, group)?))?;
-                return Ok(Outcome::Done);
+                let done =
+                    other.with_others(&stop, |group| Ok(pretrain_worker(&config, &stop, group)?));
+                done.map(|()| None)
             }
+        };
+        match done {
+            Ok(Some(trained)) => trained,
+            Ok(None) => return Ok(Outcome::Done),
+            Err(error) if was_stopped(&error) => {
+                drop(progress);
+                ui::note(args.output, "stopped before the run began");
+                return Ok(Outcome::Interrupted);
+            }
+            Err(error) => return Err(error),
         }
     };
     if args.output.json {
@@ -291,6 +306,46 @@ fn notes() -> String {
         architectures().map(kind).collect::<String>(),
         image_architectures().map(kind).collect::<String>()
     )
+}
+
+/// What a fork settles itself: the warm-up is that of its run, and with a decay it ends behind that.
+fn check_fork(args: &Args, config: &PretrainConfig) -> Result<()> {
+    let Some(run) = &config.fork else {
+        return Ok(());
+    };
+    let set = |names: &[&str]| {
+        let mut keys = args
+            .config
+            .overrides
+            .iter()
+            .filter_map(|set| set.split_once('='));
+        keys.any(|(key, _)| names.contains(&key.trim()))
+    };
+    let given = [
+        ("--max-steps", args.max_steps.is_some()),
+        ("train.max_steps", set(&["train.max_steps"])),
+        ("--epochs", args.epochs.is_some()),
+        (
+            "train.epochs",
+            set(&["train.epochs", "train.num_train_epochs"]),
+        ),
+    ];
+    let warmups = ["train.warmup_steps", "train.warmup_ratio"];
+    if let Some(name) = warmups.into_iter().find(|name| set(&[*name])) {
+        bail!(
+            "`{name}`: a fork has the warm-up of {}, which is behind it: leave it out",
+            run.display()
+        );
+    }
+    let decays = config.train.decay_steps > 0;
+    if let Some((name, _)) = given.into_iter().find(|(_, is_given)| decays && *is_given) {
+        bail!(
+            "`{name}`: a fork ends with its decay, {} steps behind where it begins: leave it out and give another `--decay-steps`, or fork {} anew without (`--set train.decay_steps=0`)",
+            config.train.decay_steps,
+            run.display()
+        );
+    }
+    Ok(())
 }
 
 fn resolve(args: &Args) -> Result<PretrainConfig, ConfigErrors> {

@@ -14,6 +14,7 @@ mod earlier_runs;
 mod eval_tasks;
 mod grow;
 mod help;
+mod images;
 mod inspect;
 mod journey;
 mod json;

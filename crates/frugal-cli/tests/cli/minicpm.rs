@@ -51,6 +51,30 @@ fn a_stable_run_is_forked_becomes_a_mixture_and_learns_preferences() {
     )
     .fails(&["cosine", "decay_steps"]);
     run(folder, "pretrain --fork-step 4 --data text.txt --out other").fails(&["--fork"]);
+    // A length beside the decay was put aside, that of a resumed fork too.
+    for more in [
+        "--max-steps 9",
+        "--set train.max_steps=9",
+        "--epochs 2",
+        "--max-steps 6 --dry-run",
+    ] {
+        let name = more
+            .split([' ', '='])
+            .find(|w| w.contains("steps") || w.contains("epochs"));
+        run(folder, &format!("{other} {more}")).fails(&[name.unwrap(), "--decay-steps", "2 steps"]);
+    }
+    run(folder, &format!("{other} --set train.warmup_steps=3"))
+        .fails(&["train.warmup_steps", "stable"]);
+    assert!(!folder.join("other").exists());
+    run(
+        folder,
+        "pretrain --config fork/pretrain.toml --out fork --resume --max-steps 12 --quiet",
+    )
+    .fails(&["--max-steps", "--decay-steps", "stable anew"]);
+    let longer = "pretrain --fork stable --fork-step 4 --out longer --max-steps 8 --quiet";
+    run(folder, longer).ok();
+    let told = fs::read_to_string(folder.join("longer/pretrain.toml")).unwrap();
+    assert!(told.contains("max_steps = 8"), "{told}");
     run(
         folder,
         "pretrain --data text.txt --out other --decay-data answers.jsonl",
@@ -83,12 +107,45 @@ fn a_stable_run_is_forked_becomes_a_mixture_and_learns_preferences() {
     let pairs: String = (0..24)
         .map(|i| format!("{{\"prompt\": \"the river {i}\", \"chosen\": \" rose in the night\", \"rejected\": \" {i} {i}\"}}\n"))
         .collect();
+    fs::write(
+        folder.join("held.jsonl"),
+        pairs
+            .lines()
+            .take(5)
+            .map(|l| l.replace("river", "flood") + "\n")
+            .collect::<String>(),
+    )
+    .unwrap();
     fs::write(folder.join("pairs.jsonl"), pairs).unwrap();
-    let tune = "tune --model fork --method lora --task causal-lm --data pairs.jsonl --epochs 3 --lr 0.01 --out tuned --quiet \
+    let tune = "tune --model fork --method lora --task causal-lm --data pairs.jsonl --eval-data held.jsonl --epochs 3 --lr 0.01 --out tuned --quiet \
                 --max-length 32 --set train.objective.name=dpo --set train.objective.beta=0.5";
     run(folder, tune).ok();
     let record = fs::read_to_string(folder.join("tuned/record.json")).unwrap();
     assert!(record.contains("reward_margin"), "{record}");
+
+    // There was no way to measure it but in its training, which gives the same values.
+    let eval = |words: &str| {
+        run(
+            folder,
+            &format!("eval --data held.jsonl --max-length 32 {words}"),
+        )
+    };
+    let found = eval("--adapter tuned --json").ok().json();
+    assert_eq!(found["objective"]["beta"], 0.5);
+    let record: Value = serde_json::from_str(&record).unwrap();
+    let parts = record["evaluation"].as_array().unwrap();
+    let trained = parts.iter().find(|part| part["split"] == "validation");
+    let trained = &trained.unwrap()["adapted"];
+    for name in ["accuracy", "reward_margin", "loss"] {
+        let [now, then] = [&found["metrics"], trained].map(|m| m[name].as_f64().unwrap());
+        assert!((now - then).abs() < 1e-4, "{name}: {now} and {then}");
+    }
+    assert!(
+        found["metrics"]["loss"].as_f64().unwrap() < std::f64::consts::LN_2,
+        "{found}"
+    );
+    eval("--model fork").fails(&["held.jsonl", "--adapter"]);
+    eval("--adapter tuned --dump-logits x.safetensors").fails(&["--dump-logits", "two texts"]);
 }
 
 #[test]

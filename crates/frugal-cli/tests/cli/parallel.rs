@@ -256,6 +256,41 @@ fn processes_that_do_not_belong_together_say_so() {
     );
 }
 
+/// Ctrl-C was looked at once training had begun; until then only a second one ended the process.
+#[test]
+fn a_request_to_stop_was_not_heard_before_all_processes_had_come() {
+    let workshop = folder();
+    let folder = workshop.path();
+    write_text(folder);
+    let address = free_address();
+    let common = format!("--max-steps 4 --parallel data=3 --master {address}");
+    let until = Instant::now() + Duration::from_secs(60);
+    let first = start(folder, "out", &format!("{common} --rank 0"));
+    while TcpStream::connect(&address).is_err() {
+        assert!(Instant::now() < until, "rank 0 does not wait");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Rank 0 is there and rank 2 never comes.
+    let second = start(folder, "nowhere", &format!("{common} --rank 1"));
+    std::thread::sleep(Duration::from_secs(1));
+    for child in [&second, &first] {
+        let kill = Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+    }
+    for child in [second, first] {
+        let ended = Run::from(child.wait_with_output().unwrap());
+        assert_eq!(ended.code, 130, "{}", ended.stderr);
+        assert!(
+            ended.stderr.contains("before the run began"),
+            "{}",
+            ended.stderr
+        );
+    }
+    assert!(!folder.join("out").exists());
+}
+
 /// Rank 0 listened to one connection at a time, for as long as it liked to be silent.
 #[test]
 fn strangers_that_say_nothing_kept_a_process_from_coming() {
@@ -301,6 +336,25 @@ fn models_of_files_were_no_models_that_can_be_planned() {
     );
     let twice = run(folder().path(), "out", "--parallel data=2,data=3");
     twice.fails(&["`data` is given twice"]);
+}
+
+/// A batch of 0 followed from a plan for more devices than there are, and was what the error named.
+#[test]
+fn too_few_devices_were_blamed_on_the_batch() {
+    for (more, word) in [
+        ("--gpus 3", "3 devices"),
+        ("--gpus 63", "63 devices"),
+        ("--gpus 3 --batch 12", "3 devices"),
+        ("--gpus 16777216", "give `--batch`"),
+        ("--gpus 0", "--gpus is 0"),
+        ("--tensor 0", "--tensor is 0"),
+    ] {
+        let words = format!("plan parallel --model 175b {more}");
+        let run = frugal(&words.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(run.code, 2, "{more}: {}", run.stderr);
+        assert!(run.stderr.contains(word), "{more}: {}", run.stderr);
+        assert!(!run.stderr.contains("--batch is"), "{more}: {}", run.stderr);
+    }
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::error::MAX_COUNT;
+
 /// A kind of connection between devices.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,6 +73,15 @@ pub enum MachineError {
     },
 }
 
+// Far beyond what any machine has on either side, and near enough that no time or size that is computed
+// of them leaves the numbers.
+const MEMORY: [f64; 2] = [1.0, 1e18];
+const PEAK: [f64; 2] = [1.0, 1e24];
+const SHARE: [f64; 2] = [1e-6, 1.0];
+const HALF_SIZE: [f64; 2] = [0.0, 1e9];
+const BANDWIDTH: [f64; 2] = [1.0, 1e18];
+const LATENCY: [f64; 2] = [0.0, 3600.0];
+
 const FRONTIER: &str = include_str!("frontier.toml");
 
 impl Machine {
@@ -101,60 +112,56 @@ impl Machine {
             source_name: source_name.into(),
             message: e.to_string(),
         })?;
-        let wrong = |key: &str, reason: &str| {
+        let wrong = |key: &str, reason: &str| -> Result<(), MachineError> {
             Err(MachineError::Value {
                 source_name: source_name.into(),
                 key: key.into(),
                 reason: reason.into(),
             })
         };
-        let positive = |v: f64| v.is_finite() && v > 0.0;
-        for (key, value) in [
-            ("memory_bytes", machine.memory_bytes),
-            ("peak_flops", machine.peak_flops),
-        ] {
-            if !positive(value) {
-                return wrong(key, "must be a positive number");
+        let within = |key: &str, value: f64, [low, high]: [f64; 2]| {
+            if (low..=high).contains(&value) {
+                return Ok(());
             }
-        }
-        for (key, value) in [
-            ("compute_efficiency", machine.compute_efficiency),
-            ("link_efficiency", machine.link_efficiency),
-        ] {
-            if !(positive(value) && value <= 1.0) {
-                return wrong(key, "must be above 0 and at most 1");
-            }
-        }
-        for (key, value) in [
-            ("reserved_bytes", machine.reserved_bytes),
-            ("half_size", machine.half_size),
-        ] {
-            if !(value.is_finite() && value >= 0.0) {
-                return wrong(key, "must be 0 or a positive number");
-            }
-        }
-        if machine.gpus_per_node == 0 {
-            return wrong("gpus_per_node", "must be at least 1");
-        }
-        let Some((last, closer)) = machine.links.split_last() else {
-            return wrong("links", "there must be one at least");
+            let reason = format!("{value} given, but it must be between {low} and {high}");
+            wrong(key, &reason)
         };
-        if last.gpus != 0 {
-            return wrong("links", "the last one must connect any number: `gpus = 0`");
+        for (key, value, bounds) in [
+            ("memory_bytes", machine.memory_bytes, MEMORY),
+            ("peak_flops", machine.peak_flops, PEAK),
+            ("compute_efficiency", machine.compute_efficiency, SHARE),
+            ("link_efficiency", machine.link_efficiency, SHARE),
+            ("half_size", machine.half_size, HALF_SIZE),
+        ] {
+            within(key, value, bounds)?;
         }
+        let reserved = machine.reserved_bytes;
+        within("reserved_bytes", reserved, [0.0, machine.memory_bytes])?;
+        if !(1..=MAX_COUNT).contains(&machine.gpus_per_node) {
+            let reason = format!(
+                "{} given, but it must be between 1 and {MAX_COUNT}",
+                machine.gpus_per_node
+            );
+            wrong("gpus_per_node", &reason)?;
+        }
+        if machine.links.last().is_none_or(|last| last.gpus != 0) {
+            wrong("links", "the last one must connect any number: `gpus = 0`")?;
+        }
+        let closer = machine
+            .links
+            .split_last()
+            .map_or(&[][..], |(_, closer)| closer);
         let rising = closer.is_sorted_by(|a, b| a.gpus < b.gpus);
         if !rising || closer.first().is_some_and(|link| link.gpus < 2) {
-            return wrong("links", "`gpus` must rise from 2 or more, 0 coming last");
+            wrong("links", "`gpus` must rise from 2 or more, 0 coming last")?;
         }
-        if machine.links.iter().any(|l| !positive(l.bandwidth)) {
-            return wrong("links.bandwidth", "must be a positive number");
+        if let Some(link) = closer.last().filter(|link| link.gpus > MAX_COUNT) {
+            let reason = format!("{} given, but it must be at most {MAX_COUNT}", link.gpus);
+            wrong("links.gpus", &reason)?;
         }
-        if machine
-            .links
-            .iter()
-            .any(|l| !(l.latency.is_finite() && l.latency >= 0.0))
-        {
-            return wrong("links.latency", "must be 0 or a positive number");
+        for link in &machine.links {
+            within("links.bandwidth", link.bandwidth, BANDWIDTH)?;
+            within("links.latency", link.latency, LATENCY)?;
         }
         Ok(machine)
     }
@@ -241,5 +248,50 @@ mod tests {
         assert!(broken("bandwidth = 200e9", "bandwidth = -1.0").contains("bandwidth"));
         let missing = Machine::read(Path::new("/nowhere/machine.toml")).unwrap_err();
         assert!(missing.to_string().contains("machine.toml"));
+    }
+
+    /// Infinite speeds and times that came of them went into the plan.
+    #[test]
+    fn values_that_no_machine_has_were_planned_with() {
+        let keys = [
+            ("gpus_per_node = 8", "gpus_per_node"),
+            ("memory_bytes = 68719476736.0", "memory_bytes"),
+            ("reserved_bytes = 3e9", "reserved_bytes"),
+            ("peak_flops = 191.5e12", "peak_flops"),
+            ("compute_efficiency = 0.433", "compute_efficiency"),
+            ("link_efficiency = 0.567", "link_efficiency"),
+            ("half_size = 256.0", "half_size"),
+            ("gpus = 4", "gpus"),
+            ("bandwidth = 100e9", "bandwidth"),
+            ("latency = 1e-5", "latency"),
+        ];
+        for (line, key) in keys {
+            assert!(FRONTIER.contains(line), "{line}");
+            for value in [
+                "0",
+                "-1",
+                "nan",
+                "inf",
+                "1e300",
+                "1e-300",
+                "9223372036854775807",
+            ] {
+                // Numbers that may be nothing or as good as nothing, and one that may be so large.
+                let may_be = ["reserved_bytes", "half_size", "latency"].contains(&key)
+                    && ["0", "1e-300"].contains(&value)
+                    || key == "peak_flops" && value.starts_with('9');
+                let text = FRONTIER.replacen(line, &format!("{key} = {value}"), 1);
+                let found = Machine::parse("m.toml", &text);
+                if may_be {
+                    assert!(found.is_ok(), "{key} = {value}: {found:?}");
+                    continue;
+                }
+                let error = found.unwrap_err().to_string();
+                assert!(
+                    error.contains("m.toml") && error.contains(key),
+                    "{key} = {value}: {error}"
+                );
+            }
+        }
     }
 }

@@ -13,26 +13,44 @@ use crate::error::MediaError;
 const ENTRIES: usize = 50_000_000;
 
 /// Entries `PART/CLASS/IMAGE`, or `CLASS/IMAGE`, perhaps below one folder that all have in common, in
-/// the order of their names.
+/// the order of their names. What unpacking would make an image of otherwise is refused by name: links,
+/// images that are there twice, names with `..`.
 pub(super) fn open(path: &Path) -> Result<ImageSet, MediaError> {
     let error = || FileError::at(path, "cannot read the archive");
     let file = std::fs::File::open(path).map_err(FileError::at(path, "cannot open"))?;
     let size = file.metadata().map_err(error())?.len();
     let mut archive = tar::Archive::new(std::io::BufReader::new(file));
     let mut found: Vec<(Vec<String>, u64, u64)> = Vec::new();
-    for entry in archive.entries_with_seek().map_err(error())?.take(ENTRIES) {
+    for (i, entry) in archive.entries_with_seek().map_err(error())?.enumerate() {
         let entry = entry.map_err(error())?;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
+        let kind = entry.header().entry_type();
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let parts = name
             .split('/')
             .filter(|part| !part.is_empty() && *part != ".");
         let parts: Vec<String> = parts.map(str::to_owned).collect();
-        let hidden = parts.iter().any(|part| part.starts_with('.'));
-        if hidden || parts.len() < 2 || !is_image(&name) {
+        let is_hidden = |part: &String| part.starts_with('.') && part != "..";
+        if kind.is_dir() || parts.iter().any(is_hidden) {
             continue;
+        }
+        let is_link = kind.is_symlink() || kind.is_hard_link();
+        let reason = if i >= ENTRIES {
+            format!("there are more than {ENTRIES} entries in it")
+        } else if is_link {
+            format!(
+                "`{name}` is a link, which is not followed in an archive: pack what it leads to (`tar --dereference --hard-dereference`), or leave it out"
+            )
+        } else if parts.len() < 2 || !is_image(&name) {
+            continue;
+        } else if parts.iter().any(|part| part == "..") {
+            format!("`{name}` leads up with `..`: pack it by its place")
+        } else if !kind.is_file() {
+            format!("`{name}` is stored as no plain file, as sparse ones are: pack it as one")
+        } else {
+            String::new()
+        };
+        if !reason.is_empty() {
+            return Err(MediaError::set(path, reason));
         }
         let (offset, len) = (entry.raw_file_position(), entry.size());
         if offset.checked_add(len).is_none_or(|end| end > size) {
@@ -44,6 +62,13 @@ pub(super) fn open(path: &Path) -> Result<ImageSet, MediaError> {
         found.push((parts, offset, len));
     }
     found.sort();
+    if let Some(twice) = found.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        let name = twice[0].0.join("/");
+        let reason = format!(
+            "`{name}` is in it twice, of which unpacking keeps the last: pack it anew, each image once"
+        );
+        return Err(MediaError::set(path, reason));
+    }
     // What all have in common above the parts says nothing.
     let common = |at: usize| {
         let first = found.first().and_then(|(parts, ..)| parts.get(at));

@@ -36,6 +36,11 @@ pub(super) fn open(path: &Path) -> Result<ImageSet, MediaError> {
         };
         let label = match first(record, LABELS) {
             None => None,
+            Some((key, Value::String(label))) if label.trim().is_empty() => {
+                return Err(bad(format!(
+                    "`{key}` is empty: name the class of each image, or leave the column away where no image has one"
+                )));
+            }
             Some((_, Value::String(label))) => Some(label.clone()),
             Some((_, Value::Number(label))) => Some(label.to_string()),
             Some((key, other)) => {

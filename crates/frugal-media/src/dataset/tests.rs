@@ -268,3 +268,129 @@ fn a_pipe_was_waited_for() {
     let error = crate::decode::decode_file(&pipe, Limits::default()).unwrap_err();
     assert!(error.to_string().contains("no file"), "{error}");
 }
+
+/// Images were counted once for each link that led to their folder, in the class of the link.
+#[cfg(unix)]
+#[test]
+fn links_multiplied_images() {
+    use std::os::unix::fs::symlink;
+    let refused = |link: &str, target: &str, says: &[&str]| {
+        let root = tempfile::tempdir().unwrap();
+        let names = ["train/cat/a.png", "train/dog/deep/b.png", "test/cat/c.png"];
+        touch(root.path(), &names);
+        symlink(target, root.path().join(link)).unwrap();
+        let error = ImageSet::open(root.path()).unwrap_err().to_string();
+        assert!(
+            says.iter().all(|says| error.contains(says)),
+            "{link}: {error}"
+        );
+    };
+    // From one class to another, to a folder in one, to another part, and a whole part.
+    refused(
+        "train/cat/more",
+        "../dog",
+        &["train/cat/more", "train/dog`", "one folder"],
+    );
+    refused(
+        "train/cat/more",
+        "../dog/deep",
+        &["train/cat/more", "train/dog/deep"],
+    );
+    refused("train/zebra", "../test/cat", &["train/zebra", "test/cat"]);
+    refused("val", "train", &["/val`", "/train`"]);
+    // Back up, and beyond the set.
+    refused("train/cat/up", "../..", &["train/cat/up", "one folder"]);
+    refused("train/cat/up", "/", &["train/cat/up", "holds the set"]);
+    // Single images.
+    refused(
+        "test/cat/d.png",
+        "../../train/cat/a.png",
+        &["test/cat/d.png", "train/cat/a.png", "one file"],
+    );
+}
+
+/// Sets that are picked from a pool by links are read, each image once.
+#[cfg(unix)]
+#[test]
+fn links_to_what_is_not_in_the_set_are_followed() {
+    use std::os::unix::fs::symlink;
+    let (pool, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    touch(pool.path(), &["x/a.png", "y/b.png"]);
+    std::fs::create_dir(root.path().join("cat")).unwrap();
+    symlink(pool.path().join("x/a.png"), root.path().join("cat/a.png")).unwrap();
+    symlink(pool.path().join("y"), root.path().join("dog")).unwrap();
+    let t = Part::Train;
+    assert_eq!(
+        listed(&ImageSet::open(root.path()).unwrap()),
+        [row(t, "cat", "a.png"), row(t, "dog", "b.png")]
+    );
+}
+
+#[test]
+fn an_empty_label_was_a_class() {
+    let root = tempfile::tempdir().unwrap();
+    let table = root.path().join("set.csv");
+    for blank in ["", "  "] {
+        std::fs::write(&table, format!("image,label\na.png,cat\nb.png,{blank}\n")).unwrap();
+        let error = ImageSet::open(&table).unwrap_err().to_string();
+        assert!(
+            error.contains("set.csv: record 2: `label` is empty"),
+            "{error}"
+        );
+    }
+}
+
+/// Entries of this name and kind, each of one byte where it is a file.
+fn packed(path: &Path, entries: &[(&str, tar::EntryType)]) {
+    let mut tar = tar::Builder::new(std::fs::File::create(path).unwrap());
+    for (name, kind) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_entry_type(*kind);
+        let bytes: &[u8] = if kind.is_file() { b"x" } else { b"" };
+        if !kind.is_file() {
+            header.set_link_name("cat/a.png").unwrap();
+        }
+        header.set_size(bytes.len() as u64);
+        header.set_cksum();
+        tar.append(&header, bytes).unwrap();
+    }
+    tar.into_inner().unwrap();
+}
+
+/// They were left out, or counted twice, without a word.
+#[test]
+fn entries_of_archives_that_unpacking_makes_other_images_of_were_left_out() {
+    use tar::EntryType::{Directory, Link, Regular, Symlink};
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("set.tar");
+    let refused = |name: &str, kind: tar::EntryType, says: &str| {
+        packed(
+            &path,
+            &[("cat/a.png", Regular), ("dog/b.png", Regular), (name, kind)],
+        );
+        let error = ImageSet::open(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("set.tar") && error.contains(name) && error.contains(says),
+            "{name}: {error}"
+        );
+    };
+    refused("cat/a.png", Regular, "twice");
+    refused("dog/../c.png", Regular, "`..`");
+    refused("dog/c.png", Symlink, "is a link");
+    refused("zebra", Symlink, "is a link");
+    refused("dog/c.png", Link, "is a link");
+    refused("dog/c.png", tar::EntryType::Fifo, "no plain file");
+    packed(&path, &[("./cat/a.png", Regular), ("cat/a.png", Regular)]);
+    let error = ImageSet::open(&path).unwrap_err().to_string();
+    assert!(error.contains("`cat/a.png` is in it twice"), "{error}");
+    // What is no image, and what hides, as in folders.
+    let harmless = [
+        ("cat/a.png", Regular),
+        ("cat", Directory),
+        ("cat/notes.txt", Regular),
+        ("cat/._a.png", Regular),
+    ];
+    packed(&path, &harmless);
+    assert_eq!(listed(&ImageSet::open(&path).unwrap()).len(), 1);
+}

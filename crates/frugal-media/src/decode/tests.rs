@@ -30,6 +30,15 @@ fn lossless_images_are_as_pillow_reads_them() {
     }
 }
 
+/// They were rounded, where Pillow and libpng take the higher byte.
+#[test]
+fn channels_of_16_bits_were_other_values_than_pillows() {
+    for name in ["deep-color.png", "deep-alpha.png", "deep-grey-alpha.png"] {
+        let expected = read(&format!("read-{name}.png")).unwrap();
+        assert_eq!(distance(&read(name).unwrap(), &expected), 0, "{name}");
+    }
+}
+
 /// Decoders of JPEG may round otherwise; the standard allows a difference of one level before the
 /// colours are converted, and chroma that was halved is filled in otherwise at edges.
 #[test]
@@ -56,6 +65,8 @@ fn what_is_not_read_is_refused_by_name() {
         ("animated.png", "animated"),
         ("animated.webp", "animated"),
         ("processors.json", "no JPEG, PNG"),
+        ("deep-grey.png", "16-bit grey"),
+        ("deep-grey-clear.png", "16-bit grey"),
     ] {
         let error = read(name).unwrap_err();
         assert!(error.contains(says) && error.contains(name), "{error}");

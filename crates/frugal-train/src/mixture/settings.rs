@@ -60,7 +60,7 @@ pub struct MixtureConfig {
     /// Shares of classes, for `mixture`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub weights: BTreeMap<String, f64>,
-    /// Held-out examples that each arm is measured on, the same every time.
+    /// Of `birdie`: held-out examples that each arm is measured on, the same every time.
     pub eval_samples: usize,
     /// Of `birdie`.
     #[serde(flatten)]
@@ -132,13 +132,16 @@ impl ControllerConfig {
     }
 }
 
-/// Names of the settings, for whoever reads a table of them.
-const KEYS: [&str; 15] = [
+/// Names of the settings of any mixture.
+const KEYS: [&str; 5] = [
     "bidirectional",
     "length_scale",
     "sentinels",
     "classes",
     "weights",
+];
+/// Names of those of the controller, which alone has arms measured.
+const CONTROLLER_KEYS: [&str; 10] = [
     "eval_samples",
     "uniform_steps",
     "evaluations",
@@ -175,14 +178,22 @@ impl MixtureConfig {
     /// A name or a setting that there is not, a value out of range: the setting and what is wrong.
     pub fn read(named: &Named) -> Result<(MixtureKind, Self), (String, String)> {
         let kind = MixtureKind::find(&named.name).map_err(|reason| ("name".into(), reason))?;
-        if let Some(key) = named
-            .settings
-            .keys()
-            .find(|key| !KEYS.contains(&key.as_str()))
-        {
-            let near = did_you_mean(key, KEYS)
+        let known = || KEYS.into_iter().chain(CONTROLLER_KEYS);
+        let is_unknown = |key: &&String| !known().any(|name| name == key.as_str());
+        if let Some(key) = named.settings.keys().find(is_unknown) {
+            let near = did_you_mean(key, known())
                 .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
             return Err((key.clone(), format!("there is no such setting{near}")));
+        }
+        let of_controller = |key: &&String| CONTROLLER_KEYS.contains(&key.as_str());
+        if kind != MixtureKind::Birdie
+            && let Some(key) = named.settings.keys().find(of_controller)
+        {
+            let reason = format!(
+                "only `birdie` is driven by a controller, whose setting it is; `{}` would not read it",
+                named.name
+            );
+            return Err((key.clone(), reason));
         }
         let config: Self = named.read().map_err(|reason| (String::new(), reason))?;
         config.check(kind)?;

@@ -309,7 +309,7 @@ fn settings_that_do_not_fit_are_named() {
             "weights",
         ),
         (r#"{"name": "ntp", "classes": ["copying"]}"#, "classes"),
-        (r#"{"name": "mixture", "reward_lr": 0}"#, "reward_lr"),
+        (r#"{"name": "birdie", "reward_lr": 0}"#, "reward_lr"),
     ] {
         let (found, reason) = read(text).unwrap_err();
         assert_eq!(found, key, "{reason}");
@@ -329,4 +329,32 @@ fn settings_that_do_not_fit_are_named() {
         error.contains("infilling") && error.contains("64"),
         "{error}"
     );
+}
+
+/// They were read, checked and never looked at.
+#[test]
+fn settings_of_the_controller_did_nothing_in_other_mixtures() {
+    let config = serde_json::to_value(ControllerConfig::default()).unwrap();
+    let mut settings = config.as_object().unwrap().clone();
+    settings.insert("eval_samples".into(), 4.into());
+    assert_eq!(settings.len(), 10);
+    for (name, kind, _) in MIXTURES {
+        for (key, value) in &settings {
+            let named = Named {
+                name: (*name).into(),
+                settings: [(key.clone(), value.clone())].into_iter().collect(),
+            };
+            let found = MixtureConfig::read(&named);
+            if *kind == MixtureKind::Birdie {
+                assert!(found.is_ok(), "{key}: {found:?}");
+                continue;
+            }
+            let (at, reason) = found.unwrap_err();
+            assert_eq!(at, *key);
+            assert!(
+                reason.contains("`birdie`") && reason.contains(&format!("`{name}`")),
+                "{reason}"
+            );
+        }
+    }
 }

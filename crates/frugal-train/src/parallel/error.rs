@@ -42,6 +42,9 @@ pub enum ParallelError {
         /// Why.
         reason: String,
     },
+    /// The run was asked to stop while others were waited for.
+    #[error("the run was asked to stop before all its processes had come together")]
+    Stopped,
     /// Processes that would not train the same model on the same data.
     #[error(
         "rank {rank} differs from rank 0 in {what}: all processes need the same files and settings"

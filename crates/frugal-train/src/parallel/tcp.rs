@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::collective::Collective;
@@ -58,15 +59,17 @@ fn join_error(reason: impl Into<String>) -> ParallelError {
 const MAX_TABLE: u64 = 64 * MAX_WORLD as u64;
 
 impl TcpGroup {
-    /// Rank 0: waits for all others at `listener`. `watch` is asked again and again whether there is
-    /// still somebody to wait for.
+    /// Rank 0: waits for all others at `listener`, until `stop` is set. `watch` is asked again and again
+    /// whether there is still somebody to wait for.
     ///
     /// # Errors
-    /// Processes that do not come in time or do not fit, and what `watch` says.
+    /// Processes that do not come in time or do not fit, [`ParallelError::Stopped`], and what `watch`
+    /// says.
     pub fn host(
         listener: &TcpListener,
         identity: &RunIdentity,
         patience: Patience,
+        stop: &AtomicBool,
         mut watch: impl FnMut() -> Result<(), String>,
     ) -> Result<Self, ParallelError> {
         let world = identity.world;
@@ -75,6 +78,7 @@ impl TcpGroup {
         let mut table = vec![String::new(); world];
         let until = Instant::now() + patience.join;
         while group.peers[1..].iter().any(Option::is_none) {
+            go_on(stop)?;
             watch().map_err(join_error)?;
             let Some((stream, guest)) = group.accept(listener, identity, until)? else {
                 continue;
@@ -88,15 +92,17 @@ impl TcpGroup {
         group.ready()
     }
 
-    /// Any other rank: goes to rank 0 at `address`, which may not be there yet.
+    /// Any other rank: goes to rank 0 at `address`, which may not be there yet, and waits for the others,
+    /// until `stop` is set.
     ///
     /// # Errors
-    /// No rank 0, or one that does not let this process in.
+    /// No rank 0, one that does not let this process in, [`ParallelError::Stopped`].
     pub fn join(
         address: &str,
         rank: usize,
         identity: &RunIdentity,
         patience: Patience,
+        stop: &AtomicBool,
     ) -> Result<Self, ParallelError> {
         let world = identity.world;
         check_world(world)?;
@@ -108,7 +114,7 @@ impl TcpGroup {
         }
         let mut group = Self::new(rank, world, patience);
         let until = Instant::now() + patience.join;
-        let mut host = connect(address, until)?;
+        let mut host = connect(address, until, stop)?;
         let own = host.local_addr().map_err(|e| join_error(e.to_string()))?;
         let listener = listen(own.ip())?;
         let port = listener
@@ -125,7 +131,7 @@ impl TcpGroup {
         loop {
             match introduce(&host, me, identity) {
                 Err(HelloError::Stranger(_)) if Instant::now() < until => {
-                    host = connect(address, until)?;
+                    host = connect(address, until, stop)?;
                 }
                 Ok(()) => break,
                 Err(HelloError::Stranger(reason) | HelloError::Refused(reason)) => {
@@ -134,7 +140,7 @@ impl TcpGroup {
             }
         }
         // The addresses come when all have.
-        prepare(&host, patience.join).map_err(|e| join_error(e.to_string()))?;
+        wait_for_word(&host, patience.join, stop)?;
         group.peers[0] = Some(host);
         let table = group.broadcast(0, Vec::new(), MAX_TABLE, "coming together")?;
         let table = String::from_utf8_lossy(&table).into_owned();
@@ -143,7 +149,7 @@ impl TcpGroup {
             return Err(join_error("rank 0 sent no address for each rank"));
         }
         for (other, address) in addresses.iter().enumerate().take(rank).skip(1) {
-            let stream = connect(address, until)?;
+            let stream = connect(address, until, stop)?;
             introduce(&stream, me, identity).map_err(|error| match error {
                 HelloError::Stranger(reason) | HelloError::Refused(reason) => {
                     refused_by(other, reason)
@@ -152,6 +158,7 @@ impl TcpGroup {
             group.peers[other] = Some(stream);
         }
         while group.peers[rank + 1..].iter().any(Option::is_none) {
+            go_on(stop)?;
             if let Some((stream, guest)) = group.accept(&listener, identity, until)? {
                 group.peers[guest.rank] = Some(stream);
             }
@@ -357,13 +364,50 @@ fn prepare(stream: &TcpStream, patience: Duration) -> std::io::Result<()> {
     stream.set_write_timeout(Some(patience))
 }
 
-fn connect(address: &str, until: Instant) -> Result<TcpStream, ParallelError> {
+/// # Errors
+/// A run that was asked to stop.
+fn go_on(stop: &AtomicBool) -> Result<(), ParallelError> {
+    match stop.load(Ordering::SeqCst) {
+        true => Err(ParallelError::Stopped),
+        false => Ok(()),
+    }
+}
+
+/// Waits until something can be read, or is known to come no more.
+fn wait_for_word(
+    stream: &TcpStream,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Result<(), ParallelError> {
+    let failed = |e: io::Error| join_error(e.to_string());
+    let until = Instant::now() + patience;
+    stream.set_read_timeout(Some(10 * LOOK)).map_err(failed)?;
+    loop {
+        go_on(stop)?;
+        let silent = [
+            ErrorKind::WouldBlock,
+            ErrorKind::TimedOut,
+            ErrorKind::Interrupted,
+        ];
+        match stream.peek(&mut [0]) {
+            Err(error) if silent.contains(&error.kind()) && Instant::now() < until => {}
+            // What else was found is said by who reads it, unless both sides were asked to stop.
+            _ => {
+                go_on(stop)?;
+                return prepare(stream, HELLO_TIME).map_err(failed);
+            }
+        }
+    }
+}
+
+fn connect(address: &str, until: Instant, stop: &AtomicBool) -> Result<TcpStream, ParallelError> {
     let failed = |reason: String| join_error(format!("{address}: {reason}"));
     let found = address
         .to_socket_addrs()
         .map_err(|e| failed(e.to_string()))?;
     let found: Vec<SocketAddr> = found.collect();
     loop {
+        go_on(stop)?;
         let mut last = String::from("there is no such address");
         for address in &found {
             match TcpStream::connect_timeout(address, HELLO_TIME) {

@@ -1,6 +1,7 @@
 //! Real sockets between threads.
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::prelude::*;
@@ -10,6 +11,9 @@ use super::collective::part;
 use super::*;
 use crate::config::TrainConfig;
 use crate::optim::{SavedTensor, made};
+
+/// Nobody asks to stop.
+static GO_ON: AtomicBool = AtomicBool::new(false);
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -37,12 +41,12 @@ fn on_all<T: Send>(world: usize, work: impl Fn(TcpGroup) -> T + Sync) -> Vec<T> 
         let others: Vec<_> = (1..world)
             .map(|rank| {
                 scope.spawn(move || {
-                    let group = TcpGroup::join(address, rank, &identity(world), patience());
+                    let group = TcpGroup::join(address, rank, &identity(world), patience(), &GO_ON);
                     work(group.unwrap())
                 })
             })
             .collect();
-        let host = TcpGroup::host(listener, &identity(world), patience(), || Ok(()));
+        let host = TcpGroup::host(listener, &identity(world), patience(), &GO_ON, || Ok(()));
         let first = work(host.unwrap());
         let others = others.into_iter().map(|other| other.join().unwrap());
         std::iter::once(first).chain(others).collect()
@@ -169,11 +173,11 @@ fn a_rank_that_says_nothing_is_not_waited_for_for_ever() {
     let error = std::thread::scope(|scope| {
         let (done, wait) = std::sync::mpsc::channel::<()>();
         scope.spawn(move || {
-            let group = TcpGroup::join(&address, 1, &identity(2), patience()).unwrap();
+            let group = TcpGroup::join(&address, 1, &identity(2), patience(), &GO_ON).unwrap();
             let _ = wait.recv();
             drop(group);
         });
-        let mut group = TcpGroup::host(&listener, &identity(2), short, || Ok(())).unwrap();
+        let mut group = TcpGroup::host(&listener, &identity(2), short, &GO_ON, || Ok(())).unwrap();
         let error = group.receive(1, 1, "waiting").unwrap_err().to_string();
         drop(done);
         error
@@ -193,8 +197,8 @@ fn meet(other: &RunIdentity, rank: usize) -> (Result<TcpGroup, ParallelError>, S
         ..patience()
     };
     std::thread::scope(|scope| {
-        let joined = scope.spawn(|| TcpGroup::join(&address, rank, other, short));
-        let host = TcpGroup::host(&listener, &identity(2), short, || Ok(()));
+        let joined = scope.spawn(|| TcpGroup::join(&address, rank, other, short, &GO_ON));
+        let host = TcpGroup::host(&listener, &identity(2), short, &GO_ON, || Ok(()));
         let said = match joined.join().unwrap() {
             Ok(_) => "let in".to_owned(),
             Err(error) => error.to_string(),
@@ -232,7 +236,7 @@ fn only_processes_of_the_same_run_are_let_in() {
         said.contains("3 processes") && host.contains("rank 2"),
         "{said} {host}"
     );
-    let alone = TcpGroup::join("127.0.0.1:1", 2, &identity(2), patience());
+    let alone = TcpGroup::join("127.0.0.1:1", 2, &identity(2), patience(), &GO_ON);
     assert!(alone.unwrap_err().to_string().contains("rank 2 of 2"));
 }
 
@@ -246,9 +250,9 @@ fn noise_on_the_port_does_not_disturb_a_run() {
             let mut noise = TcpStream::connect(address).unwrap();
             std::io::Write::write_all(&mut noise, &[b'x'; 200]).unwrap();
             let text = address.to_string();
-            TcpGroup::join(&text, 1, &identity(2), patience()).unwrap();
+            TcpGroup::join(&text, 1, &identity(2), patience(), &GO_ON).unwrap();
         });
-        TcpGroup::host(&listener, &identity(2), patience(), || Ok(())).unwrap();
+        TcpGroup::host(&listener, &identity(2), patience(), &GO_ON, || Ok(())).unwrap();
     });
     assert!(started.elapsed() < Duration::from_secs(5));
 }
@@ -348,4 +352,37 @@ fn parts_of_a_ring_cover_everything() {
         let all: Vec<usize> = (0..parts).flat_map(|i| part(len, parts, i)).collect();
         assert_eq!(all, (0..len).collect::<Vec<_>>());
     }
+}
+
+/// The request was looked at once training had begun: until then only a second one ended the process.
+#[test]
+fn a_request_to_stop_was_not_heard_while_others_were_awaited() {
+    let listener = listen(HERE).unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let patient = Patience {
+        join: Duration::from_secs(300),
+        ..patience()
+    };
+    let nowhere = {
+        let gone = listen(HERE).unwrap();
+        gone.local_addr().unwrap().to_string()
+    };
+    let (stop, ids) = (AtomicBool::new(false), identity(3));
+    std::thread::scope(|scope| {
+        // Rank 2 never comes: rank 0 waits for it, rank 1 for the addresses, and one for rank 0.
+        let waiting = [
+            scope.spawn(|| TcpGroup::host(&listener, &ids, patient, &stop, || Ok(()))),
+            scope.spawn(|| TcpGroup::join(&address, 1, &ids, patient, &stop)),
+            scope.spawn(|| TcpGroup::join(&nowhere, 1, &ids, patient, &stop)),
+        ];
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(waiting.iter().all(|rank| !rank.is_finished()));
+        stop.store(true, Ordering::SeqCst);
+        for (i, rank) in waiting.into_iter().enumerate() {
+            let error = rank.join().unwrap().unwrap_err();
+            // Rank 1 may see first that rank 0 is gone.
+            let gone = i == 1 && matches!(error, ParallelError::Lost { .. });
+            assert!(gone || matches!(error, ParallelError::Stopped), "{error}");
+        }
+    });
 }

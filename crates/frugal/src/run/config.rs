@@ -245,31 +245,40 @@ impl Default for TuneConfig {
     }
 }
 
+impl DataConfig {
+    /// Settings that texts alone are read by, and whether they are given.
+    pub(super) fn of_text(&self) -> [(&'static str, bool); 9] {
+        [
+            ("data.format", self.format.is_some()),
+            ("data.columns", !self.columns.is_empty()),
+            ("data.header", self.header.is_some()),
+            ("data.documents", self.documents.is_some()),
+            ("data.label_separator", self.label_separator.is_some()),
+            ("data.prompt_template", self.prompt_template.is_some()),
+            ("data.chat_template", self.chat_template.is_some()),
+            ("data.max_length", self.max_length > 0),
+            ("data.truncate", self.truncate),
+        ]
+    }
+}
+
 /// What is wrong with a run on images.
 fn image_problems(config: &TuneConfig) -> Vec<(String, String)> {
-    let data = &config.data;
     let text = "it has a part in tasks on text alone: leave it out";
     let one = "an image has one class: leave it out";
     let own = "images have no text to measure it on: leave it out";
     let all = [
         ("problem_type", !config.problem().is_single_label(), one),
         ("measure_forgetting", config.measure_forgetting, own),
-        ("data.format", data.format.is_some(), text),
-        ("data.columns", !data.columns.is_empty(), text),
-        ("data.header", data.header.is_some(), text),
-        ("data.documents", data.documents.is_some(), text),
-        ("data.label_separator", data.label_separator.is_some(), text),
-        ("data.prompt_template", data.prompt_template.is_some(), text),
-        ("data.chat_template", data.chat_template.is_some(), text),
-        ("data.max_length", data.max_length > 0, text),
-        ("data.truncate", data.truncate, text),
         (
             "train.packing",
             config.train.packing,
             "an image is an example whatever the number of its pixels: leave it out",
         ),
     ];
-    let wrong = all.into_iter().filter(|(_, wrong, _)| *wrong);
+    let of_text = config.data.of_text().into_iter();
+    let of_text = of_text.map(|(key, given)| (key, given, text));
+    let wrong = of_text.chain(all).filter(|(_, wrong, _)| *wrong);
     wrong
         .map(|(key, _, why)| (key.to_owned(), why.to_owned()))
         .collect()

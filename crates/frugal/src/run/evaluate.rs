@@ -3,13 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use frugal_core::data::Format;
 use frugal_core::metrics::ClassScores;
 use frugal_models::load::Lookup;
 use frugal_models::save::{Stored, StoredType, write_safetensors};
 use frugal_models::{LoadOptions, Quantize};
 use frugal_nn::{Adapter, Backbone, Fixed, Head, Input, Mode, Rows, to_vec};
-use frugal_train::objective::for_model;
-use frugal_train::{ModelParts, Tokenized, TrainConfig, evaluate_observed as evaluate_examples};
+use frugal_train::objective::{canonical, for_model};
+use frugal_train::{
+    ModelParts, Named, Tokenized, TrainConfig, evaluate_observed as evaluate_examples,
+};
 use serde::Serialize;
 
 use super::compare::confusion;
@@ -60,6 +63,10 @@ pub struct Evaluated {
     /// Words with a tag that were cut off and are not measured.
     #[serde(skip_serializing_if = "is_zero")]
     pub cut_words: usize,
+    /// What was measured where that is another than what the model is made for, with its settings: `dpo`
+    /// on preferences.
+    #[serde(skip_serializing_if = "Named::is_unset")]
+    pub objective: Named,
     /// SHA-256 of the data file.
     pub sha256: String,
     /// Whether the adapter was trained on other weights than the model's as they are now.
@@ -100,11 +107,40 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
+/// The objective that an adapter is measured by on preferences: its run's, if that learnt from such.
+///
+/// # Errors
+/// No adapter to compare with the model, and logits that were asked for.
+fn preferences(request: &EvaluateRequest, has_adapter: bool) -> Result<Named, RunError> {
+    let data = &request.data.train;
+    if !has_adapter {
+        return Err(RunError::Invalid(format!(
+            "{data}: preferences are measured of an adapter, beside the model that it belongs to: give `--adapter`"
+        )));
+    }
+    if request.dump_logits.is_some() {
+        return Err(RunError::Invalid(format!(
+            "`--dump-logits`: {data} has two texts in each record: logits are written of records of one"
+        )));
+    }
+    let folder = request.adapter.as_deref();
+    let run = folder.and_then(|folder| {
+        frugal_core::config::load::<TuneConfig>(Some(&folder.join(CONFIG_FILE)), &[]).ok()
+    });
+    let own = run.map(|run| run.train.objective);
+    let own = own.filter(|named| canonical(&named.name) == PREFERENCES);
+    Ok(own.unwrap_or_else(|| PREFERENCES.into()))
+}
+
+/// The objective of preferences.
+const PREFERENCES: &str = "dpo";
+
 /// Examples whose logits are written on request.
 const DUMPED: usize = 8;
 
 /// Evaluates; an adapter or a model with a head makes it classification, anything else language
-/// modelling.
+/// modelling. Preferences are measured of an adapter as its training does (`dpo`), with the settings of
+/// its run, beside the model without it.
 ///
 /// Returns `None` if `stop` was set before the end.
 ///
@@ -150,7 +186,15 @@ pub fn evaluate(
     let problem = head.map_or_else(ProblemType::default, |head| head.config().problem_type);
     let labels = labels_for(head.map(Head::config));
     let of_images = match backbone.info().image {
-        Some(_) => Some(images::to_measure(&request.data)?),
+        Some(_) => {
+            images::check_settings(&request.data, files.name())?;
+            if request.dump_logits.is_some() {
+                return Err(RunError::Invalid(
+                    "`--dump-logits`: logits are written of texts alone".into(),
+                ));
+            }
+            Some(images::to_measure(&request.data)?)
+        }
         None => None,
     };
     let dataset = match (&of_images, frugal_core::data::builtin(&request.data.train)) {
@@ -188,7 +232,15 @@ pub fn evaluate(
     });
     let adapter = entry.map(|e| e.adapter.as_ref());
     let model = ModelParts::new(backbone.as_ref(), head);
-    let objective = for_model(&TrainConfig::default(), model).map_err(RunError::Invalid)?;
+    let measured_by = match dataset.format {
+        Format::Preference => preferences(request, entry.is_some())?,
+        _ => Named::default(),
+    };
+    let train = TrainConfig {
+        objective: measured_by.clone(),
+        ..TrainConfig::default()
+    };
+    let objective = for_model(&train, model).map_err(RunError::Invalid)?;
     if let Some(path) = &request.dump_logits {
         let examples = &part.examples()[..DUMPED.min(part.examples().len())];
         dump(path, examples, backbone.as_ref(), adapter, head)?;
@@ -217,6 +269,7 @@ pub fn evaluate(
     let predictions = predictions(&dataset, rows, &labels, problem, &found.logits);
     Ok(Some(Evaluated {
         predictions,
+        objective: measured_by,
         metrics: found.metrics,
         label_scores: found.labels.map_or(found.entities, |report| report.labels),
         examples: part.examples().len(),

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use burn::prelude::Device;
 use frugal_core::stage::Stage;
-use frugal_models::grow::{Growth, grow as grow_weights, grown_config, token_counts};
+use frugal_models::grow::{Growth, NewKeys, grow as grow_weights, grown_config, token_counts};
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::merge;
 use frugal_models::save::{StoredType, write_model_with};
+use frugal_models::{ModelConfig, initializer_range};
+use frugal_nn::ModelError;
 use serde::Serialize;
 
 use super::{RunError, carry};
@@ -54,6 +56,10 @@ pub struct Grown {
 pub fn grow(request: &GrowRequest, lookup: &Lookup, device: &Device) -> Result<Grown, RunError> {
     let files = ModelFiles::open(&request.model, lookup)?;
     let config = grown_config(files.config(), &request.growth)?;
+    let dtype = request.dtype.unwrap_or_else(|| stored_type(&files));
+    if request.growth.keys == NewKeys::Normal {
+        check_deviation(&config, dtype)?;
+    }
     let grown = Grown {
         out: request.out.clone(),
         tokens_before: token_counts(files.config())?,
@@ -67,7 +73,6 @@ pub fn grow(request: &GrowRequest, lookup: &Lookup, device: &Device) -> Result<G
     }
     let stage = Stage::replace(&request.out)?;
     let folder = stage.path();
-    let dtype = request.dtype.unwrap_or_else(|| stored_type(&files));
     let backbone = files.load(device)?;
     let weights = grow_weights(
         &merge::weights(backbone.as_ref(), None)?,
@@ -80,6 +85,17 @@ pub fn grow(request: &GrowRequest, lookup: &Lookup, device: &Device) -> Result<G
     carry::files(&files, folder)?;
     stage.finish("config.json")?;
     Ok(grown)
+}
+
+/// That new keys that are drawn can be stored.
+fn check_deviation(config: &ModelConfig, dtype: StoredType) -> Result<(), RunError> {
+    let deviation = initializer_range(&config.raw, &config.source)?;
+    let refused = |reason| ModelError::Config {
+        source_name: config.source.clone(),
+        key: "initializer_range".into(),
+        reason,
+    };
+    Ok(dtype.check_deviation(deviation.into()).map_err(refused)?)
 }
 
 /// The format of most tensors; of other formats single precision.
@@ -99,8 +115,9 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::run::{PretrainConfig, Pretrained, Shape, pretrain};
+    use crate::run::{PretrainConfig, Pretrained, Shape, UpcycleRequest, pretrain, upcycle};
     use frugal_models::grow::TokenCounts;
+    use frugal_models::upcycle::Upcycling;
     use frugal_train::TrainConfig;
 
     fn go(config: &PretrainConfig) -> Result<Pretrained, RunError> {
@@ -246,5 +263,73 @@ mod tests {
             "{error}"
         );
         assert!(!path("large").exists());
+    }
+
+    /// `--router-std 1e30` gave routers of infinities in 16 bits.
+    #[test]
+    fn deviations_that_their_format_cannot_hold_were_drawn_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let mut config = config(folder.path(), "llama", small("llama"));
+        config.train.max_steps = 1;
+        go(&config).unwrap();
+        let upcycled = |router_std: f64, dtype, out: &str| {
+            let request = UpcycleRequest {
+                model: path("llama").display().to_string(),
+                out: path(out),
+                upcycling: Upcycling {
+                    router_std,
+                    ..Upcycling::default()
+                },
+                dtype: Some(dtype),
+                dry_run: false,
+            };
+            upcycle(&request, &Lookup::default(), &Device::flex())
+        };
+        for (std, dtype) in [
+            (1e30, StoredType::F16),
+            (1e-30, StoredType::F16),
+            (1e300, StoredType::F32),
+            (f64::NAN, StoredType::Bf16),
+        ] {
+            let error = upcycled(std, dtype, "mixture").unwrap_err().to_string();
+            assert!(
+                error.contains("`--router-std`") && error.contains(dtype.torch_name()),
+                "{error}"
+            );
+            assert!(!path("mixture").exists());
+        }
+        upcycled(1000.0, StoredType::F16, "mixture").unwrap();
+        let files =
+            ModelFiles::open(path("mixture").to_str().unwrap(), &Lookup::default()).unwrap();
+        let backbone = files.load(&Device::flex()).unwrap();
+        let weights = merge::weights(backbone.as_ref(), None).unwrap();
+        let mut routers = 0;
+        for (name, _, values) in weights
+            .tensors
+            .iter()
+            .filter(|(name, ..)| name.ends_with("gate.weight"))
+        {
+            assert!(values().iter().all(|v| v.is_finite()), "{name}");
+            routers += 1;
+        }
+        assert_eq!(routers, 1);
+
+        // The same of a new model.
+        config.shape = small("mamba");
+        config.out = path("mamba");
+        config
+            .shape
+            .own
+            .insert("initializer_range".into(), 1e30.into());
+        config.dtype = StoredType::F16;
+        let told = |config: &PretrainConfig| format!("{:?}", config.problems());
+        assert!(
+            told(&config).contains("shape.initializer_range"),
+            "{}",
+            told(&config)
+        );
+        config.dtype = StoredType::F32;
+        assert_eq!(config.problems(), []);
     }
 }

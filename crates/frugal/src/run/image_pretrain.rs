@@ -174,3 +174,187 @@ fn tuned(config: &PretrainConfig, new: &Path) -> TuneConfig {
         ..TuneConfig::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use frugal_train::{Named, TrainConfig};
+
+    use super::*;
+    use crate::run::{DecayData, EvaluateRequest, Shape, evaluate};
+
+    /// Two classes of the same few images, and a model of four patches.
+    fn config(folder: &Path) -> PretrainConfig {
+        let images = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/media");
+        for class in ["cat", "dog"] {
+            let class = folder.join("images").join(class);
+            std::fs::create_dir_all(&class).unwrap();
+            for name in ["source.png", "grey.png", "plain.bmp", "processor-vit.png"] {
+                std::fs::copy(Path::new(images).join(name), class.join(name)).unwrap();
+            }
+        }
+        let defaults = PretrainConfig::default();
+        let mut config = PretrainConfig {
+            data: folder.join("images").display().to_string(),
+            out: folder.join("out"),
+            validation_share: 0.25,
+            shape: Shape {
+                arch: "vit".into(),
+                hidden_size: 16,
+                intermediate_size: 32,
+                num_hidden_layers: 1,
+                num_attention_heads: 2,
+                num_key_value_heads: 2,
+                own: toml::toml! { image_size = 8
+                patch_size = 4 },
+                ..Shape::default()
+            },
+            train: TrainConfig {
+                max_steps: 2,
+                batch_size: 4,
+                ..defaults.train.clone()
+            },
+            ..defaults
+        };
+        config.resolve();
+        config
+    }
+
+    fn go(config: &PretrainConfig, resume: bool, stop: bool) -> Result<Tuned, RunError> {
+        pretrain_images(config, &[], resume, &AtomicBool::new(stop), &mut |_| {})
+    }
+
+    #[test]
+    fn settings_of_text_had_no_test_that_a_run_on_images_refuses_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |key: &str, change: &dyn Fn(&mut PretrainConfig)| {
+            let mut config = config(folder.path());
+            change(&mut config);
+            let error = go(&config, false, false).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}`")), "{key}: {error}");
+            assert!(!config.out.exists(), "{key}");
+        };
+        refused("fork", &|c| c.fork = Some("run".into()));
+        refused("decay_data", &|c| {
+            c.decay_data = vec![DecayData {
+                data: "more.jsonl".into(),
+                share: 0.5,
+            }];
+        });
+        refused("objective", &|c| c.objective = Named::from("birdie"));
+        refused("reparam", &|c| c.reparam = Named::from("relora"));
+        refused("max_length", &|c| c.max_length = 64);
+        refused("shape.vocab_size", &|c| c.shape.vocab_size = 300);
+        refused("train.max_tokens", &|c| c.train.max_tokens = 64);
+
+        let texts = |change: &dyn Fn(&mut TuneConfig)| {
+            let mut config = tuned(&config(folder.path()), Path::new("model"));
+            change(&mut config);
+            let problems = config.problems().into_iter();
+            problems.map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(&|_| {}), [""; 0]);
+        assert_eq!(texts(&|c| c.data.max_length = 9), ["data.max_length"]);
+        assert_eq!(texts(&|c| c.data.truncate = true), ["data.truncate"]);
+        assert_eq!(texts(&|c| c.train.packing = true), ["train.packing"]);
+        let template = |c: &mut TuneConfig| c.data.prompt_template = Some("{prompt}".into());
+        assert_eq!(texts(&template), ["data.prompt_template"]);
+        let columns = |c: &mut TuneConfig| {
+            c.data.columns.insert("text".into(), "path".into());
+        };
+        assert_eq!(texts(&columns), ["data.columns"]);
+    }
+
+    #[test]
+    fn a_run_on_images_is_not_resumed_as_another_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let begun = config(folder.path());
+        assert!(go(&begun, false, true).unwrap().interrupted);
+        for (key, change) in [
+            (
+                "shape.hidden_size",
+                (|c| c.shape.hidden_size = 32) as fn(&mut PretrainConfig),
+            ),
+            ("shape.patch_size", |c| {
+                c.shape.own.insert("patch_size".into(), 2.into());
+            }),
+            ("shape.num_hidden_layers", |c| c.shape.num_hidden_layers = 2),
+        ] {
+            let mut other = begun.clone();
+            change(&mut other);
+            let error = go(&other, true, false).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}` was")), "{error}");
+        }
+        assert!(!go(&begun, true, false).unwrap().interrupted);
+        assert!(begun.out.join("run/model/model.safetensors").exists());
+    }
+
+    #[test]
+    fn a_run_that_failed_leaves_no_new_model_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let good = config(folder.path());
+        let bad = |change: fn(&mut PretrainConfig, &Path)| {
+            let mut config = good.clone();
+            change(&mut config, folder.path());
+            assert!(go(&config, false, false).is_err());
+            assert!(!good.out.join(NEW_FOLDER).exists());
+            assert!(!good.out.join(RUN_FOLDER).exists());
+        };
+        bad(|c, folder| c.data = folder.join("nowhere").display().to_string());
+        bad(|c, folder| {
+            let one = folder.join("one");
+            std::fs::create_dir_all(one.join("cat")).unwrap();
+            std::fs::write(one.join("cat/a.png"), b"no image").unwrap();
+            c.data = one.display().to_string();
+        });
+        bad(|c, _| c.train.lr = -1.0);
+        bad(|c, _| c.shape.hidden_size = 15);
+        assert!(!go(&good, false, false).unwrap().interrupted);
+        // What is there is not begun anew.
+        let error = go(&good, false, false).unwrap_err().to_string();
+        assert!(error.contains("--resume"), "{error}");
+        assert!(good.out.join("run/model/config.json").exists());
+    }
+
+    /// They were put aside without a word.
+    #[test]
+    fn settings_of_text_were_ignored_where_images_are_measured() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = config(folder.path());
+        go(&run, false, false).unwrap();
+        let measure = |change: &dyn Fn(&mut EvaluateRequest)| {
+            let mut request = EvaluateRequest {
+                model: run.out.join("run/model").display().to_string(),
+                adapter: None,
+                data: DataConfig {
+                    train: run.data.clone(),
+                    ..DataConfig::default()
+                },
+                device: "cpu".into(),
+                max_tokens: 4096,
+                quantize: frugal_models::Quantize::None,
+                dump_logits: None,
+            };
+            change(&mut request);
+            evaluate(
+                &request,
+                &Lookup::default(),
+                &AtomicBool::new(false),
+                &mut |_| {},
+            )
+        };
+        let found = measure(&|_| {}).unwrap().unwrap();
+        assert_eq!(found.examples, 8);
+        let refused = |key: &str, change: &dyn Fn(&mut EvaluateRequest)| {
+            let error = measure(change).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}`")), "{key}: {error}");
+        };
+        refused("data.max_length", &|r| r.data.max_length = 64);
+        refused("data.truncate", &|r| r.data.truncate = true);
+        refused("data.columns", &|r| {
+            r.data.columns.insert("text".into(), "path".into());
+        });
+        refused("--dump-logits", &|r| r.dump_logits = Some("logits".into()));
+    }
+}

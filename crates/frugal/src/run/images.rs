@@ -184,6 +184,26 @@ fn colors(
     })
 }
 
+/// That nothing is set that texts alone are read by.
+///
+/// # Errors
+/// Such a setting, with the flag that gives it.
+pub(super) fn check_settings(data: &DataConfig, model: &str) -> Result<(), RunError> {
+    const FLAGS: [(&str, &str); 3] = [
+        ("data.max_length", "--max-length"),
+        ("data.truncate", "--truncate"),
+        ("data.columns", "--column"),
+    ];
+    let Some((key, _)) = data.of_text().into_iter().find(|(_, given)| *given) else {
+        return Ok(());
+    };
+    let flag = FLAGS.iter().find(|(of, _)| *of == key);
+    let flag = flag.map_or_else(String::new, |(_, flag)| format!(" (`{flag}`)"));
+    Err(RunError::Invalid(format!(
+        "`{key}`{flag} has a part in models of text alone, and `{model}` reads images: leave it out"
+    )))
+}
+
 /// The colours of an image file, for a prediction.
 ///
 /// # Errors

@@ -11,8 +11,8 @@ use frugal_eval::report::{RunInfo, Status, TrainInfo};
 use frugal_nn::{Adapter, Backbone, Head};
 use frugal_train::parallel::{Group, ParallelReport};
 use frugal_train::{
-    Event, ExampleSource, Objective, StopReason, TrainConfig, TrainRun, TrainSummary, train,
-    train_from, train_parallel, train_with,
+    Event, ExampleSource, Objective, Schedule, StopReason, TrainConfig, TrainRun, TrainSummary,
+    train, train_from, train_parallel, train_with,
 };
 use serde::Serialize;
 
@@ -144,9 +144,15 @@ impl<'a> Job<'a> {
     ) -> Result<(Trained, Option<ParallelReport>), RunError> {
         let start = Instant::now();
         let mut logger = Logger::new(&self.out, self.resume);
+        let config = learn.config;
         let mut observer = |event: &Event| {
             file.on(event);
             logger.on(event);
+            if let Event::Started { total_steps, .. } = event
+                && let Some(text) = short_of_its_rate(config, *total_steps)
+            {
+                observe(&Progress::Warning { text });
+            }
             observe(&Progress::Train(event.clone()));
         };
         let run = TrainRun {
@@ -224,5 +230,58 @@ impl<'a> Job<'a> {
             metrics: log.iter().filter(is_evaluation).cloned().collect(),
             ..TrainInfo::default()
         }
+    }
+}
+
+/// What is said of a run that ends within its warm-up.
+fn short_of_its_rate(config: &TrainConfig, total_steps: u64) -> Option<String> {
+    let schedule = Schedule::new(config, total_steps);
+    let warmup = schedule.warmup_steps();
+    if warmup == 0 || warmup < total_steps {
+        return None;
+    }
+    // Of a single step every share is all: that is meant by nobody who asks for one step.
+    if config.warmup_steps == 0 && total_steps < 2 {
+        return None;
+    }
+    let key = match config.warmup_steps {
+        0 => "warmup_ratio",
+        _ => "warmup_steps",
+    };
+    let reached = 100.0 * schedule.factor(total_steps.saturating_sub(1));
+    Some(format!(
+        "`train.{key}`: the warm-up takes {warmup} steps and the run has {total_steps}: it ends at {reached:.0} % of its learning rate, {}",
+        config.lr
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rate rises from 0 at the first step: of 4 steps of a warm-up of 8 the last is at 3 / 8.
+    #[test]
+    fn a_run_that_ended_within_its_warm_up_said_nothing() {
+        let config = |warmup_steps, warmup_ratio| TrainConfig {
+            lr: 0.01,
+            warmup_steps,
+            warmup_ratio,
+            ..TrainConfig::default()
+        };
+        let said = short_of_its_rate(&config(8, 0.0), 4).unwrap();
+        for word in ["`train.warmup_steps`", "8 steps", "has 4", "38 %", "0.01"] {
+            assert!(said.contains(word), "{said}");
+        }
+        let said = short_of_its_rate(&config(0, 1.0), 4).unwrap();
+        assert!(
+            said.contains("`train.warmup_ratio`") && said.contains("75 %"),
+            "{said}"
+        );
+        // Three steps of warm-up, and the fourth at the full rate.
+        assert_eq!(short_of_its_rate(&config(3, 0.0), 4), None);
+        assert!(short_of_its_rate(&config(4, 0.0), 4).is_some());
+        assert_eq!(short_of_its_rate(&config(0, 0.0), 1), None);
+        assert_eq!(short_of_its_rate(&config(0, 0.03), 1), None);
+        assert!(short_of_its_rate(&config(1, 0.0), 1).is_some());
     }
 }

@@ -82,8 +82,11 @@ impl Predictor {
                 without_head(&found.opened.files)
             )));
         }
-        if !found.reads_images() {
-            found.opened.files.tokenizer()?;
+        match found.reads_images() {
+            true => images::check_settings(&found.data, found.opened.files.name())?,
+            false => {
+                found.opened.files.tokenizer()?;
+            }
         }
         Ok(found)
     }

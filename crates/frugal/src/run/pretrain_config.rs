@@ -6,7 +6,7 @@ use frugal_core::suggest::did_you_mean;
 use frugal_core::tokenizer::TextTokenizer;
 use frugal_models::fresh::FreshSizes;
 use frugal_models::save::StoredType;
-use frugal_models::{ModelConfig, fresh_memory, registry};
+use frugal_models::{ModelConfig, fresh_memory, initializer_range, registry};
 use frugal_nn::ModelError;
 use frugal_train::{Named, ParamGroup, Scheduler, TrainConfig};
 use serde::{Deserialize, Serialize};
@@ -379,6 +379,10 @@ impl Shape {
         let (sizes, own) = (self.sizes(), self.own_keys()?);
         let mut raw = family.fresh_config(&sizes, &own, end, SOURCE)?;
         raw["dtype"] = dtype.torch_name().into();
+        let deviation = initializer_range(&raw, SOURCE)?;
+        dtype
+            .check_deviation(deviation.into())
+            .map_err(|reason| refuse("initializer_range", reason))?;
         let config = ModelConfig::from_json(raw, SOURCE)?;
         if let Some(available) = available(process_bytes()) {
             fresh_memory::check_memory(&config, sizes, &own, [LEAST_BYTES, available])?;

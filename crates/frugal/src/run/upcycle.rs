@@ -58,6 +58,10 @@ pub fn upcycle(
 ) -> Result<Upcycled, RunError> {
     let files = ModelFiles::open(&request.model, lookup)?;
     let upcycling = &request.upcycling;
+    let dtype = request.dtype.unwrap_or_else(|| stored_type(&files));
+    dtype
+        .check_deviation(upcycling.router_std)
+        .map_err(|reason| RunError::Invalid(format!("`--router-std`: {reason}")))?;
     let config = upcycled_config(files.config(), upcycling)?;
     let upcycled = Upcycled {
         out: request.out.clone(),
@@ -72,7 +76,6 @@ pub fn upcycle(
     }
     let stage = Stage::replace(&request.out)?;
     let folder = stage.path();
-    let dtype = request.dtype.unwrap_or_else(|| stored_type(&files));
     let backbone = files.load(device)?;
     let dense = merge::weights(backbone.as_ref(), None)?;
     let weights = upcycle_weights(&dense, upcycling, device)?;

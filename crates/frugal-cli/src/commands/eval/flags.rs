@@ -25,9 +25,13 @@ Examples:
 
 With --data, an adapter with a classification head is measured by accuracy, macro-F1 and Matthews \
 correlation, and --out keeps what it said of each example in predictions.jsonl; anything else is \
-measured by loss and perplexity. With --tasks, a model is asked the questions of each task, and the \
+measured by loss and perplexity, and an adapter on preferences (prompt, chosen, rejected) by the loss of \
+DPO, the share of pairs that it puts in order and the margin of its rewards over the model without it. With --tasks, a model is asked the questions of each task, and the \
 results are those of lm-evaluation-harness, in its format. With --task retrieval, rankings are \
 measured with the values of trec_eval.";
+
+/// Tokens of a batch where nothing else is said.
+const BATCH_TOKENS: usize = 4096;
 
 /// Measure a model, with or without an adapter, on data or on tasks
 #[derive(Debug, clap::Args)]
@@ -82,7 +86,7 @@ pub struct Args {
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 4096,
+        default_value_t = BATCH_TOKENS,
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..),
         help_heading = "Machine"
     )]
@@ -106,6 +110,19 @@ pub struct Args {
 }
 
 impl Args {
+    /// Flags that models of images have no use for.
+    pub(super) fn of_text(&self) -> impl Iterator<Item = &'static str> {
+        let given = [
+            ("--max-length", self.max_length > 0),
+            ("--truncate", self.truncate),
+            ("--column", !self.columns.is_empty()),
+            ("--dump-logits", self.dump_logits.is_some()),
+            ("--batch-tokens", self.batch_tokens != BATCH_TOKENS),
+        ];
+        let given = given.into_iter().filter(|(_, given)| *given);
+        given.map(|(flag, _)| flag).chain(self.of_language_models())
+    }
+
     /// Flags that only language models heed.
     pub(super) fn of_language_models(&self) -> impl Iterator<Item = &'static str> {
         let given = [

@@ -41,12 +41,21 @@ pub fn run(args: &Args) -> Result<Outcome> {
             file.display()
         );
     }
+    let (model, adapter) = args.model.resolve()?;
+    let files = ModelFiles::open(&model, &args.machine.lookup())?;
+    if files.info().image.is_some()
+        && let Some(flag) = args.of_text().next()
+    {
+        bail!(
+            "`{flag}` has a part in models of text alone, and `{}` reads images: leave it out",
+            files.name()
+        );
+    }
     let kept = Kept {
         out: args.tasks.out.clone(),
     };
     kept.claim(Kind::Evaluation)?;
     let meter = Meter::start();
-    let (model, adapter) = args.model.resolve()?;
     // An adapter is measured on data that is read as its run read it.
     let own = adapter.as_deref().map(data_settings_of).unwrap_or_default();
     let request = EvaluateRequest {
@@ -132,13 +141,14 @@ fn record(
         values: found.metrics.clone(),
         ..measurement(Kind::Evaluation, args.machine.device_name(), cost)
     };
+    // A classifier reads the whole text, and of preferences the answers alone count.
+    let of_prompts = found.labels.is_empty() && found.objective.is_unset();
     // What of the data was read, and what of it counted.
     let data = &request.data;
     for (name, value) in [
-        // A classifier reads the whole text.
         (
             "completion_only",
-            json!(found.labels.is_empty().then_some(data.completion_only)),
+            json!(of_prompts.then_some(data.completion_only)),
         ),
         ("columns", json!(data.columns)),
         ("cut_to", json!(data.truncate.then_some(data.max_length))),
@@ -149,6 +159,10 @@ fn record(
         }
     }
     // Perplexities count tokens, which other tokenizers cut otherwise.
+    if !found.objective.is_unset() {
+        let objective = json!(found.objective);
+        kept.settings.insert("objective".to_owned(), objective);
+    }
     if found.metrics.contains_key("perplexity")
         && let Some(vocabulary) = &kept.model.vocabulary
     {

@@ -297,12 +297,19 @@ fn plan(
     };
     let is_open = known.is_none() && args.tensor.is_none() && args.pipeline.is_none();
     if args.tune.is_none() && !is_open {
-        // The paper's batches are those of a replica.
+        // The paper's batches are those of a replica, of which too few devices make none: that is said
+        // of the devices.
         let replicas = gpus / (base.tensor.max(1).saturating_mul(base.pipeline.max(1))).max(1);
+        let replicas = replicas.max(1);
         let own = base
             .micro_batches
             .saturating_mul(base.micro_batch)
             .saturating_mul(replicas);
+        if args.batch.is_none() && own > frugal_eval::parallel::MAX_COUNT {
+            bail!(
+                "{replicas} replicas with the usual batch of each make {own} sequences of a step: give `--batch`"
+            );
+        }
         let batch = args.batch.unwrap_or(own);
         let plan = limited(base, gpus, batch)?.for_world(gpus, batch)?;
         return Ok((plan, None));
