@@ -1,8 +1,10 @@
 //! Writing safetensors files and Hugging Face folders.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::rc::Rc;
 
 use frugal_core::fs::{FileError, Temporary};
 use frugal_media::PROCESSOR_FILE;
@@ -33,6 +35,29 @@ impl StoredType {
             Self::F32 => "float32",
             Self::F16 => "float16",
             Self::Bf16 => "bfloat16",
+        }
+    }
+
+    /// A value as it is read again.
+    fn rounded(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => half::f16::from_f32(value).to_f32(),
+            Self::Bf16 => half::bf16::from_f32(value).to_f32(),
+        }
+    }
+
+    /// Values as a file holds them.
+    fn bytes(self, values: &[f32]) -> Vec<u8> {
+        let values = values.iter();
+        match self {
+            Self::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
+            Self::F16 => values
+                .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
+                .collect(),
+            Self::Bf16 => values
+                .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
+                .collect(),
         }
     }
 
@@ -120,17 +145,7 @@ impl View for Stored<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         Cow::Owned(match &self.content {
-            Content::Floats(StoredType::F32, values) => {
-                values().iter().flat_map(|v| v.to_le_bytes()).collect()
-            }
-            Content::Floats(StoredType::F16, values) => values()
-                .iter()
-                .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
-                .collect(),
-            Content::Floats(StoredType::Bf16, values) => values()
-                .iter()
-                .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
-                .collect(),
+            Content::Floats(stored_type, values) => stored_type.bytes(&values()),
             Content::WholeNumbers(Dtype::U8, values) => values.iter().map(|v| *v as u8).collect(),
             Content::WholeNumbers(Dtype::I16, values) => values
                 .iter()
@@ -158,11 +173,47 @@ impl View for Stored<'_> {
     }
 }
 
+/// A tensor under its name, which tells of the first value that its type cannot hold.
+struct Named<'a> {
+    name: String,
+    tensor: Stored<'a>,
+    too_large: Rc<RefCell<Option<String>>>,
+}
+
+impl View for Named<'_> {
+    fn dtype(&self) -> Dtype {
+        self.tensor.dtype()
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.tensor.shape()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let Content::Floats(stored_type, values) = &self.tensor.content else {
+            return self.tensor.data();
+        };
+        let values = values();
+        let is_lost = |v: &&f32| v.is_finite() && !stored_type.rounded(**v).is_finite();
+        if let Some(value) = values.iter().find(is_lost) {
+            let kind = stored_type.torch_name();
+            self.too_large.borrow_mut().get_or_insert_with(|| {
+                format!("`{}`: {value:e} is too large for {kind}", self.name)
+            });
+        }
+        Cow::Owned(stored_type.bytes(&values))
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.data_len()
+    }
+}
+
 /// Writes a safetensors file under a temporary name, flushes it to disk and renames it.
 ///
 /// # Errors
 /// [`FileError`] naming the path; an older file is then untouched. Two tensors of one name are an
-/// error too.
+/// error too, and a finite value that its type would make infinite, with the tensor's name.
 pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Result<(), FileError> {
     let folder = path
         .parent()
@@ -179,11 +230,19 @@ pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Res
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let write = || -> std::io::Result<()> {
         let temporary = Temporary::for_file(path)?;
-        serialize_to_file(tensors, Some(metadata), temporary.path()).map_err(|e| match e {
+        let too_large = Rc::new(RefCell::new(None));
+        let named = tensors.into_iter().map(|(name, tensor)| {
+            let too_large = Rc::clone(&too_large);
+            (name.clone(), Named { name, tensor, too_large })
+        });
+        serialize_to_file(named, Some(metadata), temporary.path()).map_err(|e| match e {
             SafeTensorError::IoError(e) => e,
             other => std::io::Error::other(other),
         })?;
-        temporary.persist()
+        match too_large.take() {
+            Some(reason) => Err(std::io::Error::other(reason)),
+            None => temporary.persist(),
+        }
     };
     write().map_err(FileError::at(path, "cannot write"))
 }
@@ -236,4 +295,44 @@ fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), FileError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| FileError::at(path, "cannot write")(e.into()))?;
     frugal_core::fs::write_atomic(path, (text + "\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 65519.996 is the largest that rounds to 65504, the largest of float16; `torch.tensor(65520.).half()`
+    /// is infinite. Of bfloat16 the largest is 3.3895e38, and 3.4e38 rounds to infinity.
+    #[test]
+    fn a_weight_that_16_bits_would_make_infinite_is_refused_by_name_and_nothing_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let write = |stored_type, value: f32| {
+            let tensors = ["good", "wide"].map(|name| {
+                let value = if name == "wide" { value } else { 1.0 };
+                let stored = Stored::new(&[2], stored_type, move || vec![0.5, value]);
+                (name.to_owned(), stored)
+            });
+            write_safetensors(&path, tensors.into())
+        };
+        for (stored_type, value, name) in [
+            (StoredType::F16, 65_520.0, "float16"),
+            (StoredType::F16, -1e5, "float16"),
+            (StoredType::Bf16, 3.4e38, "bfloat16"),
+        ] {
+            let error = write(stored_type, value).unwrap_err();
+            let error = format!("{error} {:?}", std::error::Error::source(&error));
+            assert!(error.contains("`wide`") && error.contains(name), "{error}");
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+        // What was infinite before is another matter.
+        for (stored_type, value) in [
+            (StoredType::F16, 65_519.99),
+            (StoredType::F16, f32::INFINITY),
+            (StoredType::Bf16, 3.389e38),
+            (StoredType::F32, f32::MAX),
+        ] {
+            write(stored_type, value).unwrap();
+        }
+    }
 }
