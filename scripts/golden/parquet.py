@@ -26,6 +26,9 @@ def main():
     for codec in ("snappy", "zstd", "gzip"):
         # Two groups of rows, as large files have them.
         pq.write_table(table, FOLDER / f"{codec}.parquet", compression=codec, row_group_size=3)
+    for codec in ("brotli", "lz4"):
+        # Not read, and to be called what they are.
+        pq.write_table(table, FOLDER / f"{codec}.parquet", compression=codec)
     pq.write_table(table, FOLDER / "plain.parquet", compression="none", use_dictionary=False, data_page_version="2.0")
     pq.write_table(pa.Table.from_pylist(CHATS), FOLDER / "messages.parquet")
     lines("classification.jsonl", CLASSES)

@@ -61,7 +61,11 @@ pub fn read_several_for_text(
         quantize,
         ..LoadOptions::for_generation()
     };
-    read_as(model, adapters, machine, output, options, true)
+    let opened = read_as(model, adapters, machine, output, options, true)?;
+    if let Some(text) = opened.files.generation_warning() {
+        ui::warn(output, &text);
+    }
+    Ok(opened)
 }
 
 /// The same for measuring: products are exact whatever the weights are held in.

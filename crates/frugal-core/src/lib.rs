@@ -11,6 +11,7 @@ pub mod encode;
 pub mod events;
 pub mod fs;
 pub mod human;
+pub mod json;
 pub mod label_names;
 pub mod lock;
 pub mod metrics;

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 use regex::Regex;
 use serde_json::{Map, Value as Json};
@@ -19,6 +19,7 @@ mod error;
 mod named;
 mod nesting;
 mod python;
+mod tojson;
 
 use bounds::FUEL;
 pub use bounds::{bound, guarded, watched};
@@ -113,7 +114,7 @@ impl ChatTemplate {
             }
             minijinja::escape_formatter(out, state, value)
         });
-        environment.add_filter("tojson", tojson);
+        environment.add_filter("tojson", tojson::tojson);
         environment.add_filter("string", string);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
@@ -316,39 +317,6 @@ pub fn describe(error: &Error) -> String {
         .map_or(what.clone(), |line| format!("{what} (line {line})"))
 }
 
-/// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it; the engine's own filter also
-/// escapes HTML.
-fn tojson(
-    state: &State,
-    value: &Value,
-    indent: Option<Value>,
-    options: Kwargs,
-) -> Result<Value, Error> {
-    weigh(state, value)?;
-    let indent = match indent {
-        Some(indent) => Some(indent),
-        None => options.get("indent")?,
-    };
-    if indent
-        .as_ref()
-        .and_then(Value::as_i64)
-        .is_some_and(|i| i > MAX_INDENT)
-    {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            format!("tojson: an indent of more than {MAX_INDENT}"),
-        ));
-    }
-    let escaped = minijinja::filters::tojson(
-        value,
-        indent.filter(|i| !i.is_none()),
-        Kwargs::from_iter([] as [(&str, Value); 0]),
-    )?;
-    Ok(Value::from(without_html_escapes(
-        escaped.as_str().unwrap_or_default(),
-    )))
-}
-
 /// `string` of jinja2, for values that can be written out.
 fn string(state: &State, value: &Value) -> Result<Value, Error> {
     weigh(state, value)?;
@@ -381,36 +349,8 @@ fn weigh(state: &State, value: &Value) -> Result<(), Error> {
     walk(state, value, 0)
 }
 
-fn without_html_escapes(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    let mut rest = json;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        let escape = &rest[at..];
-        let plain = [
-            ("\\u003c", '<'),
-            ("\\u003e", '>'),
-            ("\\u0026", '&'),
-            ("\\u0027", '\''),
-        ];
-        if let Some((code, c)) = plain.into_iter().find(|(code, _)| escape.starts_with(code)) {
-            out.push(c);
-            rest = &escape[code.len()..];
-        } else {
-            // A backslash in JSON always escapes the ASCII character after it.
-            let end = escape.len().min(2);
-            out.push_str(&escape[..end]);
-            rest = &escape[end..];
-        }
-    }
-    out.push_str(rest);
-    out
-}
-
 /// Deepest value that is written out.
 const DEEPEST: usize = 500;
-/// Widest indentation of JSON: it is written once per line and level.
-const MAX_INDENT: i64 = 64;
 
 fn strftime_now(state: &State, format: String) -> Result<String, Error> {
     use std::fmt::Write;

@@ -456,6 +456,7 @@ impl ModelConfig {
             max_sequence: self.max_sequence(),
             rotates_anew_beyond: self.architecture.rotates_anew_beyond(),
             is_encoder: f.is_encoder,
+            pad_token_id: self.pad_token_id,
             in_transformers: f.in_transformers,
             image: self.architecture.image(),
             final_logit_softcapping: self.architecture.final_logit_softcapping(),

@@ -102,6 +102,8 @@ pub struct BackboneInfo {
     pub rotates_anew_beyond: Option<usize>,
     /// Whether the model reads in both directions and has no language-model head.
     pub is_encoder: bool,
+    /// The token that a classifier takes for padding, wherever it stands (`pad_token_id`).
+    pub pad_token_id: Option<u32>,
     /// Whether transformers has the architecture.
     pub in_transformers: bool,
     /// The images that it reads in place of text.

@@ -21,7 +21,7 @@ use crate::seam::parameter::{Mode, Parameter};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
-    /// The last token of a sequence (decoders).
+    /// The last token of a sequence that is not the model's padding (decoders).
     Last,
     /// The first token, through the pooler where the model has one (encoders).
     Cls,
@@ -210,7 +210,8 @@ impl Head {
 
     /// Logits `[sequences, labels]` of an input, `[tokens, labels]` where every token is labelled.
     ///
-    /// A head of the first token reads the first position, as the reference does: where a method
+    /// A head of the last token looks past tokens that are the model's `pad_token_id`, even where they
+    /// are text. A head of the first token reads the first position, as the reference does: where a method
     /// puts a prompt in front of the sequences, that is the prompt's. Of images it reads the positions
     /// that the last block gives, which are not those of the pixels.
     ///
@@ -226,6 +227,10 @@ impl Head {
         let of_text = backbone.info().image.is_none();
         if self.config.pooling != Pooling::Cls && of_text {
             let hidden_states = backbone.forward(input, pass, None)?;
+            if self.config.pooling == Pooling::Last {
+                let last = input.last_tokens_but(backbone.info().pad_token_id);
+                return Ok(self.of_pooled(select_rows(hidden_states, &last), mode));
+            }
             return Ok(self.forward(hidden_states, &input.layout, backbone, pass, mode));
         }
         let state = backbone.stem(input, pass)?;
@@ -260,6 +265,11 @@ impl Head {
                 }
             }
         };
+        self.of_pooled(pooled, mode)
+    }
+
+    /// Logits of pooled states `[rows, d_model]`.
+    fn of_pooled(&self, pooled: Tensor<2>, mode: Mode) -> Tensor<2> {
         let pooled = match &self.dense {
             Some((weight, bias)) => {
                 frugal_kernels::linear(pooled, weight.get::<2>(mode), Some(bias.get::<1>(mode)))

@@ -122,6 +122,22 @@ impl<'a> Input<'a> {
         Self::of(Content::Rows { rows, grid }, SequenceLayout::new(lengths))
     }
 
+    /// Index of the last token of each sequence that is not padding, `[sequences]`; of a sequence of
+    /// padding alone the first, as `GenericForSequenceClassification` of transformers computes it.
+    /// Rows that are no tokens are all read.
+    pub fn last_tokens_but(&self, pad_token_id: Option<u32>) -> Vec<usize> {
+        let (Content::Tokens(ids), Some(pad)) = (&self.content, pad_token_id) else {
+            return self.layout.last_tokens();
+        };
+        let bounds = self.layout.cu_seqlens.windows(2);
+        bounds
+            .map(|bounds| {
+                let own = ids.get(bounds[0]..bounds[1]).unwrap_or_default();
+                bounds[0] + own.iter().rposition(|id| *id != pad).unwrap_or(0)
+            })
+            .collect()
+    }
+
     fn of(content: Content<'a>, layout: SequenceLayout) -> Self {
         Self {
             content,

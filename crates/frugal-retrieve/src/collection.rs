@@ -94,7 +94,7 @@ impl StoredEncoder {
             max_length: encoder.max_length(),
             document_prompt: prompt_of(encoder, &options.document_prompt, &["document", "passage"]),
             query_prompt: prompt_of(encoder, &options.query_prompt, &["query"]),
-            truncate_dim: options.truncate_dim,
+            truncate_dim: options.truncate_dim.or(encoder.truncate_dim()),
         }
     }
 
@@ -122,11 +122,12 @@ impl StoredEncoder {
         }
     }
 
-    pub(crate) fn options(&self, prompt: &str) -> EmbedOptions {
+    pub(crate) fn options(&self, encoder: &Encoder, prompt: &str) -> EmbedOptions {
         EmbedOptions {
             prompt: Prompt::Text(prompt.to_owned()),
             normalize: false,
-            truncate_dim: self.truncate_dim,
+            // An index without the number has all dimensions, whatever the model says by now.
+            truncate_dim: self.truncate_dim.or(Some(encoder.dimension())),
         }
     }
 }
@@ -291,7 +292,7 @@ impl Work<'_> {
             Some((encoder, stored)) => {
                 let texts: Vec<String> = documents.iter().map(Document::title_and_text).collect();
                 let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-                let options = stored.options(&stored.document_prompt);
+                let options = stored.options(encoder, &stored.document_prompt);
                 let found = encoder.embed(&texts, &options, &mut |_| true)?;
                 self.report.truncated += found.truncated;
                 Some(found)
@@ -434,7 +435,7 @@ impl Collection {
         let vectors = match (&self.encoder, options.mode) {
             (_, Some(SearchMode::Bm25)) | (None, _) => None,
             (Some((encoder, stored)), _) => {
-                let embed = stored.options(&stored.query_prompt);
+                let embed = stored.options(encoder, &stored.query_prompt);
                 Some(encoder.embed(queries, &embed, &mut |_| true)?)
             }
         };
@@ -477,7 +478,7 @@ impl Collection {
             return Ok(None);
         };
         let of = |texts: &[&str], prompt: &str| {
-            encoder.embed(texts, &stored.options(prompt), &mut |_| true)
+            encoder.embed(texts, &stored.options(encoder, prompt), &mut |_| true)
         };
         let query = of(&[query], &stored.query_prompt)?;
         let texts = of(texts, &stored.document_prompt)?;

@@ -16,7 +16,7 @@ use frugal_nn::{
 use sha2::{Digest, Sha256};
 
 use crate::RetrieveError;
-use crate::modules::Modules;
+use crate::modules::{self, Modules};
 
 /// Tokens of a batch, unless one text has more: activations stay in the caches of a processor, which
 /// makes a small encoder up to a quarter faster than batches of thousands.
@@ -42,6 +42,9 @@ pub struct Encoder {
     backbone: Arc<dyn Backbone>,
     adapter: Option<LoadedAdapter>,
     modules: Modules,
+    /// Dimensions that the model itself keeps; no part of the modules, by which indexes that are
+    /// there know their encoder again.
+    truncate_dim: Option<usize>,
     max_length: usize,
     fingerprint: String,
 }
@@ -68,7 +71,7 @@ pub struct EmbedOptions {
     /// Give vectors length 1 whatever the model says.
     pub normalize: bool,
     /// Keep the first so many dimensions, as models trained by Matryoshka losses allow; before
-    /// `normalize`.
+    /// `normalize`. As many as the model says ([`Encoder::truncate_dim`]) where it is absent.
     pub truncate_dim: Option<usize>,
 }
 
@@ -157,7 +160,10 @@ impl Encoder {
             }
             width = dense.out_features;
         }
+        let own = modules::truncate_dim(files.path())?.filter(|_| modules.found);
         Ok(Self {
+            // A cut beyond the end leaves all, as in the reference.
+            truncate_dim: own.filter(|dim| *dim < width),
             fingerprint: fingerprint(&files, &modules, request.adapter.as_deref())?,
             name: files.name().to_owned(),
             max_length,
@@ -191,6 +197,12 @@ impl Encoder {
     /// Width of the vectors, before `truncate_dim`.
     pub fn dimension(&self) -> usize {
         self.modules.dimension(self.files.info().hidden_size)
+    }
+
+    /// Dimensions that vectors are cut to unless others are asked for: `truncate_dim` of
+    /// `config_sentence_transformers.json`.
+    pub fn truncate_dim(&self) -> Option<usize> {
+        self.truncate_dim
     }
 
     /// The text that goes before each text.
@@ -238,7 +250,8 @@ impl Encoder {
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Embeddings, RetrieveError> {
         let full = self.dimension();
-        let dimension = options.truncate_dim.unwrap_or(full);
+        let asked = options.truncate_dim.or(self.truncate_dim);
+        let dimension = asked.unwrap_or(full);
         if dimension == 0 || dimension > full {
             return Err(RetrieveError::TruncateDim {
                 asked: dimension,

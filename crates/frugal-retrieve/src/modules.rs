@@ -60,11 +60,36 @@ pub struct Modules {
     pub found: bool,
 }
 
+/// Beside the modules: prompts, and to how many dimensions vectors are cut.
+const SETTINGS: &str = "config_sentence_transformers.json";
+
 fn wrong(path: &Path, reason: impl Into<String>) -> RetrieveError {
     RetrieveError::Module {
         path: path.into(),
         reason: reason.into(),
     }
+}
+
+/// `truncate_dim` of the folder of a sentence-transformers model.
+///
+/// # Errors
+/// A file that cannot be read; what is no number above 0.
+pub(crate) fn truncate_dim(folder: &Path) -> Result<Option<usize>, RetrieveError> {
+    let path = folder.join(SETTINGS);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let settings = read_json(&path)?;
+    let Some(value) = settings.get("truncate_dim").filter(|v| !v.is_null()) else {
+        return Ok(None);
+    };
+    let dim = value.as_u64().filter(|dim| *dim > 0);
+    let dim = dim.and_then(|dim| usize::try_from(dim).ok());
+    let refused = || {
+        let reason = format!("`truncate_dim` is {value}, which is no number of dimensions");
+        wrong(&path, reason)
+    };
+    dim.map(Some).ok_or_else(refused)
 }
 
 impl Modules {
@@ -120,7 +145,7 @@ impl Modules {
         if !pooled {
             return Err(wrong(&path, "no Pooling module follows the transformer"));
         }
-        found.read_prompts(&folder.join("config_sentence_transformers.json"))?;
+        found.read_prompts(&folder.join(SETTINGS))?;
         Ok(found)
     }
 

@@ -245,6 +245,10 @@ fn check_model_sizes(method: &Method, config: &Settings, own: &Settings) -> Resu
 /// What more is adapted than these settings say shows in the weights.
 fn with_what_weights_say(config: Settings, folder: &Path) -> Result<Settings, AdaptError> {
     let weights = folder.join(WEIGHTS_FILE);
+    if asks_for_factors(&config) && weights.exists() {
+        let file = SafetensorsFile::open(&weights).map_err(frugal_nn::ModelError::from)?;
+        return Ok(with_factors_of(config, &file));
+    }
     let more = config.get("target_parameters").is_some_and(Value::is_array)
         || config.get("ensure_weight_tying") == Some(&Value::Bool(true));
     if !more || !weights.exists() {
@@ -254,6 +258,28 @@ fn with_what_weights_say(config: Settings, folder: &Path) -> Result<Settings, Ad
     let names = file.names();
     let config = peft_fused::with_maps(config, &names)?;
     Ok(peft_fused::with_tied_head(config, &names))
+}
+
+const BOFT_FACTORS: &str = "boft_n_butterfly_factor";
+
+fn asks_for_factors(config: &Settings) -> bool {
+    config.get("peft_type").and_then(Value::as_str) == Some("BOFT")
+        && config.get(BOFT_FACTORS).and_then(Value::as_u64) > Some(1)
+}
+
+/// Where its CUDA kernel is missing, `peft` trains and reads BOFT with one factor whatever the
+/// configuration says, which it saves as it was.
+fn with_factors_of(mut config: Settings, file: &SafetensorsFile) -> Settings {
+    let names = file.names();
+    let mut shapes = names
+        .iter()
+        .filter(|name| name.ends_with(".boft_R"))
+        .filter_map(|name| file.shape(name))
+        .peekable();
+    if shapes.peek().is_some() && shapes.all(|shape| shape.first() == Some(&1)) {
+        config.insert(BOFT_FACTORS.into(), json!(1));
+    }
+    config
 }
 
 pub(crate) fn read_extra(path: &Path) -> Result<Option<Extra>, AdaptError> {

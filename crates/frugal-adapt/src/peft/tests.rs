@@ -77,3 +77,25 @@ fn modules_to_save_that_are_no_names_are_not_taken_for_none() {
         with(modules).unwrap();
     }
 }
+
+/// peft 0.21 takes one factor where `get_fbd_cuda()` gives nothing, for new adapters and for those of
+/// files, and saves the number that it was given.
+#[test]
+fn boft_that_peft_made_on_a_cpu_has_one_factor_whatever_its_configuration_says() {
+    let factors = |fixture: &str, said: u64| {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../fixtures/adapters")
+            .join(fixture);
+        let folder = tempfile::tempdir().unwrap();
+        let weights = from.join(WEIGHTS_FILE);
+        std::fs::copy(weights, folder.path().join(WEIGHTS_FILE)).unwrap();
+        let mut config = read_json(&from.join(CONFIG_FILE)).unwrap();
+        config["boft_n_butterfly_factor"] = said.into();
+        std::fs::write(folder.path().join(CONFIG_FILE), config.to_string()).unwrap();
+        let files = Files::read(folder.path()).unwrap();
+        files.config["boft_n_butterfly_factor"].as_u64().unwrap()
+    };
+    assert_eq!(factors("llama-boft", 2), 1);
+    assert_eq!(factors("llama-boft", 1), 1);
+    assert_eq!(factors("llama-boft-butterfly", 2), 2);
+}

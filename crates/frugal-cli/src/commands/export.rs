@@ -91,16 +91,21 @@ pub fn run(args: &Args) -> Result<Outcome> {
             merge::weights(backbone, adapter)?;
         }
     } else {
-        match (job, adapter) {
-            (Job::Gguf(format), _) => export_gguf(files, backbone, adapter, &args.out, format)?,
+        match (&job, adapter) {
+            (Job::Gguf(format), _) => export_gguf(files, backbone, adapter, &args.out, *format)?,
             (Job::Hf(stored), _) => {
-                complete = merge_to_folder(files, backbone, loaded.entry(), &args.out, stored)?
+                complete = merge_to_folder(files, backbone, loaded.entry(), &args.out, *stored)?
             }
             (Job::GgufLora, Some(adapter)) => export_adapter_gguf(files, adapter, &args.out)?,
             (Job::GgufLora, None) => bail!("gguf-lora holds an adapter: give one with `--adapter`"),
         }
     }
     drop(phase);
+    if matches!(job, Job::Gguf(_))
+        && let Some(text) = files.ends_beyond_vocabulary()
+    {
+        ui::warn(args.output, &text);
+    }
     if !complete {
         warn_about_head(&loaded, args.output);
     }

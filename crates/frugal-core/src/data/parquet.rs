@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use parquet::basic::Compression;
 use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
@@ -26,6 +28,7 @@ pub(super) fn rows(
     let read = || -> Result<(), DataError> {
         let plain = |e: ParquetError| damaged(e.to_string());
         let reader = SerializedFileReader::new(bytes::Bytes::from(file)).map_err(plain)?;
+        check_compression(path, reader.metadata())?;
         for (i, row) in reader.get_row_iter(None).map_err(plain)?.enumerate() {
             let fields = object(&row.map_err(plain)?)
                 .map_err(|problem| DataError::line(path, i + 1, problem))?;
@@ -37,6 +40,27 @@ pub(super) fn rows(
         Ok(())
     };
     caught(read).map_err(damaged)?
+}
+
+/// Refuses what the reader would take for damage.
+fn check_compression(path: &Path, metadata: &ParquetMetaData) -> Result<(), DataError> {
+    let groups = metadata.row_groups().iter();
+    for column in groups.flat_map(|group| group.columns()) {
+        match column.compression() {
+            Compression::UNCOMPRESSED
+            | Compression::SNAPPY
+            | Compression::GZIP(_)
+            | Compression::ZSTD(_) => {}
+            other => {
+                let reason = format!(
+                    "the column {:?} is compressed by {other}, which is not supported; snappy, gzip and zstd are",
+                    column.column_path().string()
+                );
+                return Err(DataError::options(path, reason));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn object(row: &Row) -> Result<Map<String, Value>, String> {

@@ -128,3 +128,22 @@ fn a_template_is_a_file_or_a_known_name() {
 }
 
 mod hostile;
+
+#[test]
+fn options_of_tojson_are_those_of_transformers() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tojson.json");
+    let golden: Json = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let messages: Vec<Message> = serde_json::from_value(golden["messages"].clone()).unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert!(cases.len() > 60);
+    for case in cases {
+        // The compiler refuses what it can compute.
+        let template = ChatTemplate::new(case["template"].as_str().unwrap(), &settings());
+        let result = template.and_then(|template| template.render(&messages, false));
+        match (result, case["rendered"].as_str()) {
+            (Ok(text), Some(expected)) => assert_eq!(text, expected, "{case}"),
+            (Err(_), None) => {}
+            (result, _) => panic!("{case}: {result:?}"),
+        }
+    }
+}

@@ -226,7 +226,7 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError
         path: path.to_owned(),
         reason,
     };
-    match serde_json::from_slice(&fs::read(path)?) {
+    match crate::json::parse(&fs::read(path)?) {
         Ok(Value::Object(object)) => Ok(Some(object)),
         Ok(_) => Err(malformed("expected a JSON object".into())),
         Err(e) => Err(malformed(format!("not JSON: {e}"))),

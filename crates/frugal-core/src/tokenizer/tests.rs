@@ -199,6 +199,16 @@ fn altered(name: &str, content: &str) -> tempfile::TempDir {
 }
 
 #[test]
+fn infinities_that_python_writes_beside_the_ends_of_a_text_are_read() {
+    let folder = altered(
+        "config.json",
+        r#"{"eos_token_id": 7, "time_step_limit": [0.0, Infinity], "a": [-Infinity, NaN]}"#,
+    );
+    let tokenizer = TextTokenizer::from_folder(folder.path()).unwrap();
+    assert!(tokenizer.eos_ids().contains(&7));
+}
+
+#[test]
 fn end_of_sequence_ids_come_from_the_generation_config() {
     let eos = |content: &str| {
         TextTokenizer::from_folder(altered("generation_config.json", content).path())

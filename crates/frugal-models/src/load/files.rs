@@ -296,6 +296,30 @@ impl ModelFiles {
         tensors.into_iter().chain(adapter).collect()
     }
 
+    /// What its `generation_config.json` says of writing texts and is not followed, in one line.
+    pub fn generation_warning(&self) -> Option<String> {
+        super::generation::not_followed(&self.path)
+    }
+
+    /// What of a tokenizer has no place in a file of this model, said in full: tokens that end a
+    /// text and that the model cannot give.
+    pub fn ends_beyond_vocabulary(&self) -> Option<String> {
+        let rows = self.config.vocab_size;
+        let ends = self.tokenizer.as_ref()?.eos_ids();
+        let beyond: Vec<String> = ends
+            .iter()
+            .filter(|id| **id as usize >= rows)
+            .map(u32::to_string)
+            .collect();
+        (!beyond.is_empty()).then(|| {
+            format!(
+                "{}: `eos_token_id` {} is beyond the {rows} tokens of the model's vocabulary and was left out",
+                self.path.display(),
+                beyond.join(", ")
+            )
+        })
+    }
+
     /// The tensors by their Hugging Face names.
     pub fn source(&self) -> &dyn WeightSource {
         match &self.weights {

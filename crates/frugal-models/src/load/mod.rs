@@ -4,12 +4,12 @@
 mod builtin;
 mod files;
 mod fingerprint;
+mod generation;
 mod gguf;
 mod gguf_identity;
 mod head;
 #[cfg(feature = "hub")]
 mod hub;
-mod json;
 mod safetensors;
 
 use std::path::Path;
@@ -31,7 +31,7 @@ pub fn read_json(path: &Path) -> Result<serde_json::Value, LoadError> {
         path: path.into(),
         source,
     })?;
-    json::parse(&bytes).map_err(|e| LoadError::Json {
+    frugal_core::json::parse(&bytes).map_err(|e| LoadError::Json {
         path: path.into(),
         reason: match bytes.starts_with(b"\xef\xbb\xbf") {
             true => "it begins with a byte order mark, which JSON has not: save it without".into(),

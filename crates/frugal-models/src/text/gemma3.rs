@@ -35,7 +35,8 @@ pub static GEMMA3_TEXT: Family = Family {
     keys: KeyTable {
         honored: keys::names::<Gemma3TextConfig>,
         refused: &[],
-        without_effect: &["attention_dropout"],
+        // The reference writes the pattern under this name, and reads it under the other alone.
+        without_effect: &["attention_dropout", "_sliding_window_pattern"],
     },
 };
 
@@ -63,7 +64,6 @@ struct Gemma3TextConfig {
     attn_logit_softcapping: Option<f64>,
     use_bidirectional_attention: Option<bool>,
     sliding_window_pattern: Option<Size>,
-    _sliding_window_pattern: Option<Size>,
     rope_local_base_freq: Option<f64>,
 }
 
@@ -90,7 +90,6 @@ impl Default for Gemma3TextConfig {
             attn_logit_softcapping: None,
             use_bidirectional_attention: None,
             sliding_window_pattern: None,
-            _sliding_window_pattern: None,
             rope_local_base_freq: None,
         }
     }
@@ -107,8 +106,7 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         rotated: head_dim,
     };
     let num_hidden_layers = keys::layers("num_hidden_layers", k.num_hidden_layers, source)?;
-    let pattern = k.sliding_window_pattern.or(k._sliding_window_pattern);
-    let pattern = pattern.map_or(6, |pattern| pattern.0);
+    let pattern = k.sliding_window_pattern.map_or(6, |pattern| pattern.0);
     let layers = keys::sliding_layers(k.layer_types.as_deref(), num_hidden_layers, source, |i| {
         (i + 1) % pattern != 0
     })?;
@@ -168,4 +166,27 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         raw: raw.clone(),
         source: source.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// transformers reads `sliding_window_pattern`, writes `_sliding_window_pattern`, and takes 6
+    /// where the former is absent.
+    #[test]
+    fn the_pattern_that_transformers_only_writes_changes_no_block() {
+        let layers = |key: &str, pattern: usize| {
+            let raw = json!({
+                "model_type": "gemma3_text", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, key: pattern,
+            });
+            read(&raw, "config.json").unwrap().arithmetic()["layer_types"].clone()
+        };
+        let six = layers("sliding_window_pattern", 6);
+        assert_eq!(layers("_sliding_window_pattern", 2), six);
+        assert_ne!(layers("sliding_window_pattern", 2), six);
+    }
 }

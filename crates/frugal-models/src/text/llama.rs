@@ -126,6 +126,8 @@ struct MistralConfig {
     rms_norm_eps: f64,
     tie_word_embeddings: bool,
     sliding_window: Option<Size>,
+    /// Which layers have the window, all without it; transformers reads such a file as `ministral`.
+    layer_types: Option<Vec<String>>,
     pad_token_id: TokenId,
 }
 
@@ -144,6 +146,7 @@ impl Default for MistralConfig {
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
             sliding_window: Some(Size(4096)),
+            layer_types: None,
             pad_token_id: TokenId(None),
         }
     }
@@ -216,10 +219,10 @@ fn read_mistral(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     };
     let num_hidden_layers = keys::layers("num_hidden_layers", k.num_hidden_layers, source)?;
     let window = k.sliding_window.map(|window| window.0);
-    let all = vec![true; num_hidden_layers];
+    let layers = keys::sliding_layers(k.layer_types.as_deref(), num_hidden_layers, source, |_| true)?;
     let architecture = Arc::new(GroupedDecoder {
         spec: DecoderSpec::new([head_dim, num_hidden_layers], rope.uniform()?)
-            .sliding(window, all)
+            .sliding(window, layers)
             .check("head_dim", source)?,
         attention: GqaSpec::default(),
         mlp_bias: false,
@@ -242,4 +245,95 @@ fn read_mistral(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         raw: raw.clone(),
         source: source.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn::prelude::Device;
+    use frugal_nn::{
+        Backbone, Head, HeadConfig, Input, Mode, NoAdapter, Pooling, ProblemType, Rows, to_vec,
+    };
+    use serde_json::json;
+
+    use super::*;
+    use crate::build;
+    use crate::load::{SafetensorsSource, read_json};
+
+    fn fixture(name: &str, changes: &Value) -> Result<Arc<dyn Backbone>, ModelError> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../fixtures/models")
+            .join(name);
+        let mut raw = read_json(&folder.join("config.json")).unwrap();
+        for (key, value) in changes.as_object().unwrap() {
+            raw[key] = value.clone();
+        }
+        let config = ModelConfig::from_json(raw, name)?;
+        let source = SafetensorsSource::open(&folder).unwrap();
+        build(config, &source, &Device::flex())
+    }
+
+    /// The first four logits behind 24 tokens by transformers 5.24, which makes a `ministral` of such
+    /// a file: `AutoModelForCausalLM.from_pretrained(folder)(ids).logits[0, -1, :4]`.
+    #[test]
+    fn layer_types_of_mistral_say_which_blocks_have_the_window() {
+        let ids: Vec<u32> = (0..24).map(|i| (7 * i + 3) % 60).collect();
+        let (full, sliding) = ("full_attention", "sliding_attention");
+        let window = [-0.956_119, -0.241_264, 2.216_813, -0.808_236];
+        for (kinds, expected) in [
+            (json!(null), window),
+            (json!([sliding, sliding]), window),
+            (json!([full, sliding]), [-0.973_152, 1.749_698, 0.722_101, -0.328_622]),
+            (json!([sliding, full]), [-1.07034, -0.102_588, 1.3264, 0.286_005]),
+            (json!([full, full]), [-0.95282, 1.520_483, 0.378_479, -0.487_232]),
+        ] {
+            let model = fixture("mistral", &json!({"layer_types": kinds})).unwrap();
+            let input = Input::new(&ids, &[ids.len()]);
+            let hidden = model.forward(&input, &mut NoAdapter, None).unwrap();
+            let logits = model.logits(hidden, Rows::Tokens, &mut NoAdapter).unwrap();
+            let found = to_vec(logits);
+            let last = &found[23 * 64..23 * 64 + 4];
+            for (found, expected) in last.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-4, "{kinds}: {last:?}");
+            }
+        }
+        for wrong in [json!([full]), json!([full, "chunked_attention"])] {
+            let error = fixture("mistral", &json!({"layer_types": wrong})).err().unwrap();
+            assert!(error.to_string().contains("layer_types"), "{error}");
+        }
+    }
+
+    /// `GenericForSequenceClassification` of transformers reads the rightmost token that is not
+    /// `pad_token_id`, and the first where all are. What stands behind it changes nothing, as blocks
+    /// are causal.
+    #[test]
+    fn a_text_that_ends_in_the_padding_token_is_classified_by_the_token_before() {
+        let logits = |pad: Value, ids: &[u32], lengths: &[usize]| -> Vec<f32> {
+            let model = fixture("llama", &json!({"pad_token_id": pad})).unwrap();
+            let config = HeadConfig {
+                labels: ["a", "b", "c"].map(str::to_owned).to_vec(),
+                pooling: Pooling::Last,
+                problem_type: ProblemType::SingleLabel,
+            };
+            let head = Head::new(config, model.info(), &Device::flex(), 7);
+            let input = Input::new(ids, lengths);
+            let found = head.classify(&input, model.as_ref(), &mut NoAdapter, Mode::Eval);
+            to_vec(found.unwrap())
+        };
+        let close = |a: &[f32], b: &[f32]| {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5)
+        };
+        let texts = [5, 9, 2, 9, 9, 9, 9, 4];
+        let found = logits(json!(9), &texts, &[5, 2, 1]);
+        let expected = [
+            logits(json!(null), &[5, 9, 2], &[3]),
+            logits(json!(null), &[9], &[1]),
+            logits(json!(null), &[4], &[1]),
+        ];
+        assert!(close(&found, &expected.concat()), "{found:?} {expected:?}");
+        let last = logits(json!(null), &texts, &[5, 2, 1]);
+        assert!(!close(&found[..3], &last[..3]), "{last:?}");
+        assert!(close(&logits(json!(-1), &texts, &[5, 2, 1]), &last));
+    }
 }

@@ -96,6 +96,11 @@ impl Predictor {
         self.opened.files.info().image.is_some()
     }
 
+    /// The files of the model.
+    pub(super) fn files(&self) -> &ModelFiles {
+        &self.opened.files
+    }
+
     fn head(&self) -> Option<&Head> {
         let adapted = self.opened.entry().and_then(|entry| entry.head.as_ref());
         adapted.or(self.own_head.as_ref())
@@ -247,7 +252,8 @@ impl Predictor {
         Ok(found)
     }
 
-    fn logits(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>, RunError> {
+    /// The same before it is made a probability.
+    pub(super) fn logits(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>, RunError> {
         let Some(head) = self.head() else {
             return Ok(Vec::new());
         };
@@ -258,10 +264,13 @@ impl Predictor {
 }
 
 /// What can be done with a model that tells no classes apart.
-pub(super) fn without_head(files: &ModelFiles) -> &'static str {
-    match files.info().is_encoder {
-        true => "train one with `frugal tune`, or give an adapter with a head by `--adapter`",
-        false => "text is written with `frugal generate`",
+pub(super) fn without_head(files: &ModelFiles) -> String {
+    if files.info().is_encoder {
+        return "train one with `frugal tune`, or give an adapter with a head by `--adapter`".into();
+    }
+    match files.config().is_headless() {
+        true => files.info().why_no_head(),
+        false => "text is written with `frugal generate`".into(),
     }
 }
 

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use frugal_models::Quantize;
-use frugal_models::load::Lookup;
+use frugal_models::load::{Lookup, ModelFiles, read_json};
+use serde_json::Value;
 
-use super::{DataConfig, Observe, PredictRequest, Predictor, ProblemType, RunError};
+use super::{DataConfig, Observe, PredictRequest, Predictor, RunError};
 
 /// Pairs that are computed together.
 const BATCH: usize = 16;
@@ -32,6 +33,71 @@ pub trait Rerank {
 /// A cross-encoder: a classifier with one output that reads a query and a candidate together.
 pub struct Reranker {
     predictor: Predictor,
+    activation: Activation,
+}
+
+/// What `CrossEncoder.predict` of sentence-transformers makes of a logit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activation {
+    Identity,
+    Sigmoid,
+    Tanh,
+}
+
+impl Activation {
+    /// That of a model: the first of its files that names one, as sentence-transformers looks for
+    /// it, and the sigmoid where none does. `problem_type` says nothing here.
+    fn of(files: &ModelFiles) -> Result<Self, RunError> {
+        let settings = files.path().join("config_sentence_transformers.json");
+        let saved = match settings.is_file() {
+            true => read_json(&settings).map_err(frugal_nn::ModelError::from)?,
+            false => Value::Null,
+        };
+        let prompt = saved.get("default_prompt_name").filter(|v| !v.is_null());
+        if let (Some(prompt), Some("CrossEncoder")) = (
+            prompt,
+            saved.get("model_type").and_then(Value::as_str),
+        ) {
+            return Err(RunError::Invalid(format!(
+                "{}: `default_prompt_name` {prompt} of a cross-encoder is not computed here",
+                settings.display()
+            )));
+        }
+        let raw = &files.config().raw;
+        let in_config = match raw.pointer("/sentence_transformers/activation_fn") {
+            None => raw.get("sbert_ce_default_activation_function"),
+            found => found,
+        };
+        let saved = saved.get("activation_fn").filter(|v| !v.is_null());
+        match saved.or(in_config).filter(|v| !v.is_null()) {
+            None => Ok(Self::Sigmoid),
+            Some(value) => Self::named(value).ok_or_else(|| {
+                RunError::Invalid(format!(
+                    "{}: the activation function {value} of a cross-encoder is none of torch's Identity, Sigmoid and Tanh",
+                    files.name()
+                ))
+            }),
+        }
+    }
+
+    /// By the path of its class, `torch.nn.modules.activation.Sigmoid` or shorter.
+    fn named(value: &Value) -> Option<Self> {
+        let path = value.as_str()?.strip_prefix("torch.nn.")?;
+        match path.rsplit('.').next()? {
+            "Identity" => Some(Self::Identity),
+            "Sigmoid" => Some(Self::Sigmoid),
+            "Tanh" => Some(Self::Tanh),
+            _ => None,
+        }
+    }
+
+    fn of_logit(self, x: f32) -> f32 {
+        match self {
+            Self::Identity => x,
+            Self::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Self::Tanh => x.tanh(),
+        }
+    }
 }
 
 impl Reranker {
@@ -63,7 +129,7 @@ impl Reranker {
     /// A classifier that is there already; `name` is for the message.
     ///
     /// # Errors
-    /// A head of several outputs.
+    /// A head of several outputs; an activation function that is not computed here.
     pub fn of(name: &str, predictor: Predictor) -> Result<Self, RunError> {
         let labels = predictor.labels();
         if labels.len() != 1 {
@@ -73,7 +139,11 @@ impl Reranker {
                 labels.join(", ")
             )));
         }
-        Ok(Self { predictor })
+        let activation = Activation::of(predictor.files())?;
+        Ok(Self {
+            predictor,
+            activation,
+        })
     }
 
     /// The classifier.
@@ -84,9 +154,10 @@ impl Reranker {
 
 impl Rerank for Reranker {
     fn scale(&self) -> &'static str {
-        match self.predictor.problem() {
-            ProblemType::Regression => "logit",
-            _ => "probability",
+        match self.activation {
+            Activation::Identity => "logit",
+            Activation::Sigmoid => "probability",
+            Activation::Tanh => "tanh",
         }
     }
 
@@ -102,8 +173,9 @@ impl Rerank for Reranker {
                 .iter()
                 .map(|candidate| self.predictor.encode(query, Some(candidate)))
                 .collect::<Result<Vec<_>, _>>()?;
-            let found = self.predictor.predict(&pairs)?;
-            scores.extend(found.iter().filter_map(|values| values.first()));
+            let found = self.predictor.logits(&pairs)?;
+            let logits = found.iter().filter_map(|values| values.first());
+            scores.extend(logits.map(|logit| self.activation.of_logit(*logit)));
             if !progress(batch.len()) {
                 return Err(RunError::Interrupted);
             }

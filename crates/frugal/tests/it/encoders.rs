@@ -8,7 +8,7 @@ use frugal::model::load::Lookup;
 use frugal::retrieve::{
     Elements, EmbedOptions, Embeddings, Encoder, EncoderRequest, Precision, Prompt, RetrieveError,
 };
-use frugal::run::{DataConfig, PredictRequest, Predictor};
+use frugal::run::{DataConfig, PredictRequest, Predictor, Rerank, Reranker};
 use serde_json::{Value, json};
 
 use crate::support::fixture;
@@ -248,6 +248,45 @@ fn wishes_that_cannot_be_met_are_named() {
     assert!(matches!(stopped, Err(RetrieveError::Interrupted)));
 }
 
+/// The first values of `SentenceTransformer(folder).encode(["wing flutter"])` (sentence-transformers
+/// 6.2.0) for the variant `cls`; with `truncate_dim` 5 in the file it gives just these, with 500 all
+/// 32, and what is asked for wins.
+#[test]
+fn a_model_that_cuts_its_vectors_short_gives_short_ones() {
+    const CUT: [f32; 5] = [-0.022_885_42, 0.937_445_9, -0.804_063_4, 0.308_355_8, 1.228_952_9];
+    let embed = |own: Value, asked: Option<usize>| {
+        let folder = folder("cls");
+        let path = folder.path().join("config_sentence_transformers.json");
+        let mut config = if path.is_file() { read(&path) } else { json!({}) };
+        config["truncate_dim"] = own;
+        std::fs::write(&path, config.to_string()).unwrap();
+        let options = EmbedOptions {
+            truncate_dim: asked,
+            ..EmbedOptions::default()
+        };
+        let found = open(folder.path())?.embed(&["wing flutter"], &options, &mut |_| true)?;
+        assert_eq!(found.values.len(), found.dimension);
+        Ok::<_, RetrieveError>(found.values)
+    };
+    for (own, asked, dimension) in [
+        (json!(5), None, 5),
+        (json!(5), Some(3), 3),
+        (json!(5), Some(32), 32),
+        (json!(500), None, 32),
+        (json!(null), None, 32),
+    ] {
+        let found = embed(own.clone(), asked).unwrap();
+        assert_eq!(found.len(), dimension, "{own} {asked:?}");
+        for (found, expected) in found.iter().zip(CUT) {
+            assert!((found - expected).abs() < 1e-5, "{own}: {found} {expected}");
+        }
+    }
+    for wrong in [json!(0), json!("5")] {
+        let error = embed(wrong, None).unwrap_err().to_string();
+        assert!(error.contains("truncate_dim"), "{error}");
+    }
+}
+
 #[test]
 fn fewer_bits_are_those_of_sentence_transformers() {
     let expected = read(&fixture("encoders/quantized.json"));
@@ -299,5 +338,64 @@ fn a_cross_encoder_scores_pairs_as_sentence_transformers_does() {
         let found = predictor.predict(&[pair]).unwrap();
         let off = (f64::from(found[0][0]) - right.as_f64().unwrap()).abs();
         assert!(off < 1e-5, "{text}: off by {off:e}");
+    }
+}
+
+/// Scores of `CrossEncoder.predict` (sentence-transformers 6.2.0) for the fixture `encoders/cross`
+/// with these keys in its files.
+#[test]
+fn the_activation_function_of_a_cross_encoder_is_that_of_its_files() {
+    const SIGMOID: [f32; 2] = [0.882_085_26, 0.848_292_47];
+    const LOGIT: [f32; 2] = [2.012_326_7, 1.721_270_7];
+    const TANH: [f32; 2] = [0.964_888_2, 0.938_015_9];
+    let identity = "torch.nn.modules.linear.Identity";
+    let tanh = "torch.nn.modules.activation.Tanh";
+    let scores = |config: Value, saved: Option<Value>| {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(fixture("encoders/cross").join(file), folder.path().join(file)).unwrap();
+        }
+        let path = folder.path().join("config.json");
+        let mut own = read(&path);
+        for (key, value) in config.as_object().unwrap() {
+            own[key] = value.clone();
+        }
+        std::fs::write(&path, own.to_string()).unwrap();
+        if let Some(saved) = saved {
+            let path = folder.path().join("config_sentence_transformers.json");
+            std::fs::write(path, saved.to_string()).unwrap();
+        }
+        let model = folder.path().display().to_string();
+        let reranker = Reranker::open(&model, None, "cpu", &Lookup::default(), &mut |_| {})?;
+        let texts = ["heat", "wing flutter at supersonic speed"];
+        reranker.scores("wing flutter", &texts, &mut |_| true)
+    };
+    for (config, saved, expected) in [
+        (json!({}), None, SIGMOID),
+        (json!({"problem_type": "regression"}), None, SIGMOID),
+        (json!({"problem_type": "single_label_classification"}), None, SIGMOID),
+        (json!({"sentence_transformers": {"activation_fn": identity}}), None, LOGIT),
+        (json!({"sbert_ce_default_activation_function": tanh}), None, TANH),
+        (json!({"sbert_ce_default_activation_function": null}), None, SIGMOID),
+        (
+            json!({"sentence_transformers": {"activation_fn": identity}}),
+            Some(json!({"activation_fn": tanh, "model_type": "CrossEncoder"})),
+            TANH,
+        ),
+        (
+            json!({"sentence_transformers": {"activation_fn": identity}}),
+            Some(json!({"default_prompt_name": null, "model_type": "CrossEncoder"})),
+            LOGIT,
+        ),
+    ] {
+        let found = scores(config.clone(), saved).unwrap();
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-5, "{config}: {found} {expected}");
+        }
+    }
+    for wrong in ["torch.nn.modules.activation.ReLU", "mine.Sigmoid"] {
+        let config = json!({"sentence_transformers": {"activation_fn": wrong}});
+        let error = scores(config, None).unwrap_err().to_string();
+        assert!(error.contains(wrong), "{error}");
     }
 }

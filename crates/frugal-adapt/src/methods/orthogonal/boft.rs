@@ -21,7 +21,8 @@
 //!
 //! ## Departures from the paper
 //! None. `peft` falls back to one factor where its CUDA kernel is missing, so a file with more
-//! cannot be read by it on a CPU; here the number of factors is as set on every device.
+//! cannot be read by it on a CPU; here the number of factors is as set on every device. Files that
+//! `peft` made so have one factor under a configuration of more, and are read with one.
 //!
 //! ## References
 //! - Liu, Qiu, Feng, Xiu, Xue, Yu, Feng, Liu, Heo, Peng, Wen, Black, Weller, Schölkopf:

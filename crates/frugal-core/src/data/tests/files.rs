@@ -252,6 +252,20 @@ fn parquet_files_hold_what_pyarrow_wrote() {
 }
 
 #[test]
+fn a_compression_that_is_not_supported_is_not_called_damage() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parquet");
+    for (name, codec) in [("brotli", "BROTLI"), ("lz4", "LZ4")] {
+        let path = folder.join(format!("{name}.parquet"));
+        let error = load(&path, &LoadOptions::default()).unwrap_err().to_string();
+        assert!(
+            error.contains(codec) && error.contains("snappy, gzip and zstd"),
+            "{error}"
+        );
+        assert!(!error.contains("not a Parquet file"), "{error}");
+    }
+}
+
+#[test]
 fn a_damaged_parquet_file_is_an_error() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parquet");
     let whole = std::fs::read(folder.join("snappy.parquet")).unwrap();

@@ -12,7 +12,8 @@ use frugal_core::tokenizer::TextTokenizer;
 
 /// The `tokenizer.*` metadata of a file whose model has `vocab_size` rows of embeddings.
 ///
-/// Rows without a token get an unused one. [`tokenizer`](super::tokenizer) reads it back to the
+/// Rows without a token get an unused one, and ids beyond the rows, which a model cannot give, are
+/// left out. [`tokenizer`](super::tokenizer) reads it back to the
 /// same ids.
 ///
 /// # Errors
@@ -23,7 +24,9 @@ pub fn tokenizer_metadata(
     vocab_size: usize,
 ) -> Result<Vec<(String, Value)>, GgufProblem> {
     let settings = tokenizer.settings();
-    let (bos, eos) = (tokenizer.bos_id(), tokenizer.eos_ids().first().copied());
+    let within = |id: &u32| (*id as usize) < vocab_size;
+    let mut ends = tokenizer.eos_ids().iter().copied().filter(within);
+    let (bos, eos) = (tokenizer.bos_id().filter(within), ends.next());
     // What is added to a text, the post-processor knows; the settings need not say it.
     let around = tokenizer
         .encode("", true)
@@ -36,9 +39,9 @@ pub fn tokenizer_metadata(
             // The end of a turn first: of several ends a file can name one beside that of a sequence.
             eot_token_id: tokenizer
                 .turn_end_id()
-                .filter(|id| Some(*id) != eos)
-                .or(tokenizer.eos_ids().get(1).copied()),
-            pad_token_id: Some(tokenizer.pad_id()),
+                .filter(|id| Some(*id) != eos && within(id))
+                .or_else(|| ends.next()),
+            pad_token_id: Some(tokenizer.pad_id()).filter(within),
             unk_token_id: settings
                 .unk_token
                 .as_deref()

@@ -30,10 +30,10 @@ pub(super) fn grade(
             let scores = ask
                 .stages()
                 .time("grade", || reranker.scores(question, &texts, &mut |_| true))?;
-            let least = if reranker.scale() == "logit" {
-                0.0
-            } else {
+            let least = if reranker.scale() == "probability" {
                 0.5
+            } else {
+                0.0
             };
             Ok(scores.into_iter().map(|score| score >= least).collect())
         }

@@ -45,6 +45,7 @@ impl PairScorer for CrossEncoder<'_> {
         Ok(match self.reranker.scale() {
             // The order is the same, and logits are what a few factors can explain.
             "probability" => scores.into_iter().map(logit).collect(),
+            "tanh" => scores.into_iter().map(f32::atanh).collect(),
             _ => scores,
         })
     }

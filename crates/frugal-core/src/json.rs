@@ -4,7 +4,7 @@
 ///
 /// # Errors
 /// What is neither.
-pub(super) fn parse(bytes: &[u8]) -> Result<serde_json::Value, serde_json::Error> {
+pub fn parse(bytes: &[u8]) -> Result<serde_json::Value, serde_json::Error> {
     serde_json::from_slice(bytes).or_else(|error| {
         let text = std::str::from_utf8(bytes).ok();
         let found = text.and_then(|text| serde_json::from_str(&quoted_numbers(text)).ok());
