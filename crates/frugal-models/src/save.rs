@@ -76,7 +76,7 @@ impl StoredType {
             return Ok(());
         };
         Err(format!(
-            "{deviation} is {wrong} a standard deviation for weights that are stored in {}",
+            "{deviation:e} is {wrong} a standard deviation for weights that are stored in {}",
             self.torch_name()
         ))
     }
@@ -219,7 +219,7 @@ impl View for Watched<'_, '_> {
             let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
             beyond.get_or_insert_with(|| {
                 format!(
-                    "`{}`: {value} is beyond the numbers of {}, and would be infinite: take f32 or bf16",
+                    "`{}`: {value:e} is beyond the numbers of {}, and would be infinite: take f32 or bf16",
                     self.name,
                     stored_type.torch_name()
                 )

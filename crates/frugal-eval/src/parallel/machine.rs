@@ -123,7 +123,7 @@ impl Machine {
             if (low..=high).contains(&value) {
                 return Ok(());
             }
-            let reason = format!("{value} given, but it must be between {low} and {high}");
+            let reason = format!("{value:e} given, but it must be between {low:e} and {high:e}");
             wrong(key, &reason)
         };
         for (key, value, bounds) in [
