@@ -129,7 +129,8 @@ fn check_out(out: &Path) -> Result<()> {
             .take(PAGE.len() as u64)
             .read_to_end(&mut start)?;
     }
-    if !start.eq_ignore_ascii_case(PAGE) && !(about.is_file() && start.is_empty()) {
+    let is_empty = about.is_file() && about.len() == 0;
+    if !start.eq_ignore_ascii_case(PAGE) && !is_empty {
         bail!(
             "{}: exists already and is no page; choose another `--out`",
             out.display()
