@@ -20,12 +20,14 @@ mod named;
 mod nesting;
 mod python;
 mod tojson;
+mod weight;
 
 use bounds::FUEL;
 pub use bounds::{bound, guarded, watched};
 pub use error::TemplateError;
 pub use named::{named, names};
 pub use python::python_method;
+use weight::weigh;
 
 const NAME: &str = "chat_template";
 /// Keys of a turn that say nothing about its text.
@@ -322,35 +324,6 @@ fn string(state: &State, value: &Value) -> Result<Value, Error> {
     weigh(state, value)?;
     minijinja::filters::string(state, value)
 }
-
-/// Charges a value for every place that it will be written to, before it is: one that is held twice
-/// by one that is held twice, and so on, is small in memory and endless on paper.
-fn weigh(state: &State, value: &Value) -> Result<(), Error> {
-    fn walk(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > DEEPEST {
-            let why = format!("a value nests more than {DEEPEST} deep");
-            return Err(Error::new(ErrorKind::InvalidOperation, why));
-        }
-        let size = value.as_str().map_or(0, str::len) as u64;
-        state.consume_fuel(1 + size / 64)?;
-        if matches!(
-            value.kind(),
-            ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
-        ) {
-            for item in value.try_iter()? {
-                if value.kind() == ValueKind::Map {
-                    walk(state, &value.get_item(&item)?, depth + 1)?;
-                }
-                walk(state, &item, depth + 1)?;
-            }
-        }
-        Ok(())
-    }
-    walk(state, value, 0)
-}
-
-/// Deepest value that is written out.
-const DEEPEST: usize = 500;
 
 fn strftime_now(state: &State, format: String) -> Result<String, Error> {
     use std::fmt::Write;

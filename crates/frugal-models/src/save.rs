@@ -233,7 +233,14 @@ pub fn write_safetensors(path: &Path, tensors: Vec<(String, Stored<'_>)>) -> Res
         let too_large = Rc::new(RefCell::new(None));
         let named = tensors.into_iter().map(|(name, tensor)| {
             let too_large = Rc::clone(&too_large);
-            (name.clone(), Named { name, tensor, too_large })
+            (
+                name.clone(),
+                Named {
+                    name,
+                    tensor,
+                    too_large,
+                },
+            )
         });
         serialize_to_file(named, Some(metadata), temporary.path()).map_err(|e| match e {
             SafeTensorError::IoError(e) => e,

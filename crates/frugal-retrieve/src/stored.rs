@@ -143,7 +143,9 @@ impl Work<'_> {
     fn send(&mut self, documents: Vec<Document>) -> Result<(), RetrieveError> {
         let texts: Vec<String> = documents.iter().map(Document::title_and_text).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let options = self.stored.options(&self.encoder, &self.stored.document_prompt);
+        let options = self
+            .stored
+            .options(&self.encoder, &self.stored.document_prompt);
         let found = self.encoder.embed(&texts, &options, &mut |_| true)?;
         self.report.truncated += found.truncated;
         let entries = documents.into_iter().zip(found.rows());
@@ -218,7 +220,9 @@ impl StoreCollection {
         top_k: usize,
         filter: &Filter,
     ) -> Result<Vec<StoreHit>, RetrieveError> {
-        let options = self.stored.options(&self.encoder, &self.stored.query_prompt);
+        let options = self
+            .stored
+            .options(&self.encoder, &self.stored.query_prompt);
         let found = self.encoder.embed(&[query], &options, &mut |_| true)?;
         let vector = found.rows().next().unwrap_or_default();
         Ok(self.store.search(vector, top_k, filter)?)

@@ -7,6 +7,8 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
+use super::weight::weigh;
+
 /// Widest indentation of JSON: it is written once per line and level.
 const MAX_INDENT: i64 = 64;
 /// Options in the order in which they are taken without their names.
@@ -26,7 +28,7 @@ pub(super) fn tojson(
     positional: Rest<Value>,
     named: Kwargs,
 ) -> Result<Value, Error> {
-    super::weigh(state, value)?;
+    weigh(state, value)?;
     if positional.len() > OPTIONS.len() {
         return Err(refused(format!("more than {} options", OPTIONS.len())));
     }

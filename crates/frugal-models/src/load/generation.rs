@@ -107,7 +107,12 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
-        for key in ["min_length", "forced_eos_token_id", "suppress_tokens", "no_repeat_ngram_size"] {
+        for key in [
+            "min_length",
+            "forced_eos_token_id",
+            "suppress_tokens",
+            "no_repeat_ngram_size",
+        ] {
             let text = said(json!({ key: 5 })).unwrap();
             assert!(text.contains(key) && !text.contains("--rep"), "{text}");
         }

@@ -219,7 +219,9 @@ fn read_mistral(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     };
     let num_hidden_layers = keys::layers("num_hidden_layers", k.num_hidden_layers, source)?;
     let window = k.sliding_window.map(|window| window.0);
-    let layers = keys::sliding_layers(k.layer_types.as_deref(), num_hidden_layers, source, |_| true)?;
+    let layers = keys::sliding_layers(k.layer_types.as_deref(), num_hidden_layers, source, |_| {
+        true
+    })?;
     let architecture = Arc::new(GroupedDecoder {
         spec: DecoderSpec::new([head_dim, num_hidden_layers], rope.uniform()?)
             .sliding(window, layers)
@@ -284,9 +286,18 @@ mod tests {
         for (kinds, expected) in [
             (json!(null), window),
             (json!([sliding, sliding]), window),
-            (json!([full, sliding]), [-0.973_152, 1.749_698, 0.722_101, -0.328_622]),
-            (json!([sliding, full]), [-1.07034, -0.102_588, 1.3264, 0.286_005]),
-            (json!([full, full]), [-0.95282, 1.520_483, 0.378_479, -0.487_232]),
+            (
+                json!([full, sliding]),
+                [-0.973_152, 1.749_698, 0.722_101, -0.328_622],
+            ),
+            (
+                json!([sliding, full]),
+                [-1.07034, -0.102_588, 1.3264, 0.286_005],
+            ),
+            (
+                json!([full, full]),
+                [-0.95282, 1.520_483, 0.378_479, -0.487_232],
+            ),
         ] {
             let model = fixture("mistral", &json!({"layer_types": kinds})).unwrap();
             let input = Input::new(&ids, &[ids.len()]);
@@ -299,7 +310,9 @@ mod tests {
             }
         }
         for wrong in [json!([full]), json!([full, "chunked_attention"])] {
-            let error = fixture("mistral", &json!({"layer_types": wrong})).err().unwrap();
+            let error = fixture("mistral", &json!({"layer_types": wrong}))
+                .err()
+                .unwrap();
             assert!(error.to_string().contains("layer_types"), "{error}");
         }
     }

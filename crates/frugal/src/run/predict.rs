@@ -263,7 +263,8 @@ impl Predictor {
 /// What can be done with a model that tells no classes apart.
 pub(super) fn without_head(files: &ModelFiles) -> String {
     if files.info().is_encoder {
-        return "train one with `frugal tune`, or give an adapter with a head by `--adapter`".into();
+        return "train one with `frugal tune`, or give an adapter with a head by `--adapter`"
+            .into();
     }
     match files.config().is_headless() {
         true => files.info().why_no_head(),

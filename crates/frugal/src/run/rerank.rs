@@ -54,10 +54,9 @@ impl Activation {
             false => Value::Null,
         };
         let prompt = saved.get("default_prompt_name").filter(|v| !v.is_null());
-        if let (Some(prompt), Some("CrossEncoder")) = (
-            prompt,
-            saved.get("model_type").and_then(Value::as_str),
-        ) {
+        if let (Some(prompt), Some("CrossEncoder")) =
+            (prompt, saved.get("model_type").and_then(Value::as_str))
+        {
             return Err(RunError::Invalid(format!(
                 "{}: `default_prompt_name` {prompt} of a cross-encoder is not computed here",
                 settings.display()

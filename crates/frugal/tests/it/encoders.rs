@@ -253,11 +253,21 @@ fn wishes_that_cannot_be_met_are_named() {
 /// 32, and what is asked for wins.
 #[test]
 fn a_model_that_cuts_its_vectors_short_gives_short_ones() {
-    const CUT: [f32; 5] = [-0.022_885_42, 0.937_445_9, -0.804_063_4, 0.308_355_8, 1.228_952_9];
+    const CUT: [f32; 5] = [
+        -0.022_885_42,
+        0.937_445_9,
+        -0.804_063_4,
+        0.308_355_8,
+        1.228_952_9,
+    ];
     let embed = |own: Value, asked: Option<usize>| {
         let folder = folder("cls");
         let path = folder.path().join("config_sentence_transformers.json");
-        let mut config = if path.is_file() { read(&path) } else { json!({}) };
+        let mut config = if path.is_file() {
+            read(&path)
+        } else {
+            json!({})
+        };
         config["truncate_dim"] = own;
         std::fs::write(&path, config.to_string()).unwrap();
         let options = EmbedOptions {
@@ -352,8 +362,17 @@ fn the_activation_function_of_a_cross_encoder_is_that_of_its_files() {
     let tanh = "torch.nn.modules.activation.Tanh";
     let scores = |config: Value, saved: Option<Value>| {
         let folder = tempfile::tempdir().unwrap();
-        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
-            std::fs::copy(fixture("encoders/cross").join(file), folder.path().join(file)).unwrap();
+        for file in [
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ] {
+            std::fs::copy(
+                fixture("encoders/cross").join(file),
+                folder.path().join(file),
+            )
+            .unwrap();
         }
         let path = folder.path().join("config.json");
         let mut own = read(&path);
@@ -373,10 +392,26 @@ fn the_activation_function_of_a_cross_encoder_is_that_of_its_files() {
     for (config, saved, expected) in [
         (json!({}), None, SIGMOID),
         (json!({"problem_type": "regression"}), None, SIGMOID),
-        (json!({"problem_type": "single_label_classification"}), None, SIGMOID),
-        (json!({"sentence_transformers": {"activation_fn": identity}}), None, LOGIT),
-        (json!({"sbert_ce_default_activation_function": tanh}), None, TANH),
-        (json!({"sbert_ce_default_activation_function": null}), None, SIGMOID),
+        (
+            json!({"problem_type": "single_label_classification"}),
+            None,
+            SIGMOID,
+        ),
+        (
+            json!({"sentence_transformers": {"activation_fn": identity}}),
+            None,
+            LOGIT,
+        ),
+        (
+            json!({"sbert_ce_default_activation_function": tanh}),
+            None,
+            TANH,
+        ),
+        (
+            json!({"sbert_ce_default_activation_function": null}),
+            None,
+            SIGMOID,
+        ),
         (
             json!({"sentence_transformers": {"activation_fn": identity}}),
             Some(json!({"activation_fn": tanh, "model_type": "CrossEncoder"})),
@@ -390,7 +425,10 @@ fn the_activation_function_of_a_cross_encoder_is_that_of_its_files() {
     ] {
         let found = scores(config.clone(), saved).unwrap();
         for (found, expected) in found.iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-5, "{config}: {found} {expected}");
+            assert!(
+                (found - expected).abs() < 1e-5,
+                "{config}: {found} {expected}"
+            );
         }
     }
     for wrong in ["torch.nn.modules.activation.ReLU", "mine.Sigmoid"] {

@@ -256,7 +256,9 @@ fn a_compression_that_is_not_supported_is_not_called_damage() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parquet");
     for (name, codec) in [("brotli", "BROTLI"), ("lz4", "LZ4")] {
         let path = folder.join(format!("{name}.parquet"));
-        let error = load(&path, &LoadOptions::default()).unwrap_err().to_string();
+        let error = load(&path, &LoadOptions::default())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains(codec) && error.contains("snappy, gzip and zstd"),
             "{error}"
