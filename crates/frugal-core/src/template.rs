@@ -20,14 +20,14 @@ mod named;
 mod nesting;
 mod python;
 mod tojson;
-mod weigh;
+mod weight;
 
 use bounds::FUEL;
 pub use bounds::{bound, guarded, watched};
 pub use error::TemplateError;
 pub use named::{named, names};
 pub use python::python_method;
-use weigh::weigh;
+use weight::weigh;
 
 const NAME: &str = "chat_template";
 /// Keys of a turn that say nothing about its text.

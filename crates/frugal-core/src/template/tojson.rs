@@ -7,7 +7,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-use super::weigh::weigh;
+use super::weight::weigh;
 
 /// Widest indentation of JSON: it is written once per line and level.
 const MAX_INDENT: i64 = 64;

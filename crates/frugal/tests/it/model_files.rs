@@ -299,6 +299,11 @@ fn what_a_gguf_file_cannot_say_is_refused_at_export() {
     let window = json!({"use_sliding_window": true, "sliding_window": 4, "layer_types": ["sliding_attention", "sliding_attention"]});
     let cases = [
         ("qwen2", window, "sliding_window"),
+        (
+            "mistral",
+            json!({"layer_types": ["full_attention", "sliding_attention"]}),
+            "layer_types",
+        ),
         ("qwen3", json!({"attention_bias": true}), "attention_bias"),
         ("llama", json!({"rope_parameters": warm}), "rope_parameters"),
         ("llama", json!({"hidden_act": "gelu"}), "hidden_act"),

@@ -401,3 +401,34 @@ fn an_ending_of_words_is_not_dropped_without_a_word() {
         .to_string();
     assert!(message.contains("`end_of_word_suffix`"), "{message}");
 }
+
+#[test]
+fn an_end_beyond_the_rows_of_the_model_makes_no_file_that_cannot_be_read() {
+    let from = format!(
+        "{}/../../fixtures/tokenizers/byte-level",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let written = |ends: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        // Without the template, which ends a turn.
+        for name in ["tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(format!("{from}/{name}"), folder.path().join(name)).unwrap();
+        }
+        // No end of its own: that of GPT-2's configuration class beside a smaller vocabulary.
+        let path = folder.path().join("tokenizer_config.json");
+        let mut config: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config["eos_token"] = Json::Null;
+        std::fs::write(&path, config.to_string()).unwrap();
+        let config = format!("{{\"eos_token_id\": {ends}}}");
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        let text = TextTokenizer::from_folder(folder.path()).unwrap();
+        let file = folder.path().join("x.gguf");
+        let metadata = tokenizer_metadata(&text, text.vocab_size()).unwrap();
+        write(&file, &metadata, &[], |_| unreachable!()).unwrap();
+        let found = tokenizer(&Gguf::parse(&std::fs::read(&file).unwrap(), "x").unwrap()).unwrap();
+        (found.eos_token_id, found.eot_token_id)
+    };
+    assert_eq!(written("50256").0, None);
+    assert_eq!(written("[50256, 7]").0, Some(7));
+    assert_eq!(written("[7, 50256, 8]").0, Some(7));
+}

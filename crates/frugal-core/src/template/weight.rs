@@ -1,4 +1,4 @@
-//! What a value costs that is written out.
+//! What it costs to write a value out.
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
