@@ -425,7 +425,7 @@ impl RunFlags {
 
 /// The tables of a configuration file.
 fn read_table(path: &Path) -> Result<Table> {
-    let text = std::fs::read_to_string(path)
+    let text = String::from_utf8(frugal_core::fs::read(path)?)
         .with_context(|| format!("{}: cannot read", path.display()))?;
     // What is wrong in it is told with all other mistakes.
     Ok(toml::from_str(&text).unwrap_or_default())

@@ -250,7 +250,7 @@ fn prompts(args: &Args) -> Result<Vec<Given>> {
                 .context("standard input: cannot read")?;
             text
         } else {
-            let bytes = frugal_core::fs::read(path)?;
+            let bytes = frugal_core::fs::read_data(path)?;
             String::from_utf8(bytes).map_err(|e| {
                 anyhow::anyhow!(
                     "{name}: not UTF-8 text after byte {}",

@@ -223,6 +223,7 @@ impl<'a, 'g> Trainer<'a, 'g> {
             epoch: self.epochs_done(),
             tokens: self.state.tokens,
             best: self.state.best,
+            changes: self.state.changes,
             restored_best,
             cost,
             evaluation: self.evaluation,
