@@ -368,6 +368,15 @@ impl RunFlags {
         }
     }
 
+    fn sets(&self, key: &str) -> bool {
+        let mut given = self.config.overrides.iter();
+        given.any(|text| {
+            text.split('=')
+                .next()
+                .is_some_and(|name| name.trim() == key)
+        })
+    }
+
     fn idle(&self, config: &TuneConfig) -> Vec<(&'static str, &'static str)> {
         let classifies = [Task::Classification, Task::ImageClassification].contains(&config.task);
         let whole = "a classifier reads the whole text as it is";
@@ -394,6 +403,11 @@ impl RunFlags {
                 !exact && config.quantize == Quantize::Bf16,
                 "weights in bf16 are multiplied in bf16; give `--quantize int8` for products of \
                  integers",
+            ),
+            (
+                "--set data.validation_share",
+                self.sets("data.validation_share") && config.data.validation.is_some(),
+                "there is a validation file, so nothing is held out",
             ),
             (
                 "--batch-size",

@@ -86,6 +86,7 @@ pub fn needs_chat_template(tokenizer: &TextTokenizer, model: &str, instead: &str
 /// Generates and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
     let sampler = args.sampling.config(args.temperature);
+    args.sampling.warn_of_idle(args.temperature, args.output);
     sampler.validate()?;
     let (prompts, adapters): (Vec<String>, Vec<Option<PathBuf>>) = prompts(args)?
         .into_iter()

@@ -459,10 +459,6 @@ fn turns_that_are_left_out_and_empty_texts_are_not_told_as_a_length_that_is_too_
             turns("trainable", false.into()),
             "every turn of the assistant",
         ),
-        (
-            serde_json::json!({"messages": [{"role": "user", "content": "q"}]}),
-            "there is no turn of the assistant",
-        ),
     ] {
         let told = causal(record, &tokenizer, &plain(WIDE))
             .unwrap_err()

@@ -27,6 +27,7 @@ use crate::parallel::{Group, ParallelReport};
 use crate::schedule::Schedule;
 use crate::source::ExampleSource;
 
+pub use check::check_settings;
 use check::{check, check_shared, data_hash};
 
 pub use run::{StopReason, TrainRun, TrainSummary};
