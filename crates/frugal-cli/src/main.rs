@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     frugal_eval::sandbox::enter();
     frugal::device::keep_freed_memory();
     failure::install_panic_hook();
+    ui::interrupt::fail_at_file_limits();
     let cli = Cli::parse();
     if cli.end_with_stdin {
         ui::interrupt::end_with_parent();

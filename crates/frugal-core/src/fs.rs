@@ -1,7 +1,7 @@
 //! Writing files so that a crash leaves either the old file or the new one, never half of one.
 
-use std::fs::TryLockError;
-use std::io::Write;
+use std::fs::{File, TryLockError};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -32,12 +32,88 @@ impl FileError {
     }
 }
 
-/// Reads a whole file.
+/// Most bytes of a file that is read as settings, a tokenizer or another text of a model; the largest
+/// tokenizers have some 40 MiB.
+const LIMIT: u64 = 256 << 20;
+
+/// Reads a whole file of settings, or another that belongs to a model: a regular one of at most
+/// 256 MiB.
 ///
 /// # Errors
-/// [`FileError`] naming the path.
+/// [`FileError`] naming the path; of a pipe or a device before anything is read of it.
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    std::fs::read(path).map_err(FileError::at(path, "cannot read"))
+    let failed = || FileError::at(path, "cannot read");
+    let mut bytes = Vec::new();
+    let file = open(path)?;
+    // One that grows while it is read, or does not tell its size, is no larger either.
+    let read = file.take(LIMIT + 1).read_to_end(&mut bytes);
+    match read.map_err(failed())? as u64 > LIMIT {
+        true => Err(failed()(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            format!("it has more than {} MiB", LIMIT >> 20),
+        ))),
+        false => Ok(bytes),
+    }
+}
+
+/// Reads all of a file of data, which may be a pipe and is as large as it is.
+///
+/// # Errors
+/// [`FileError`] naming the path; of a device before anything is read of it.
+pub fn read_data(path: &Path) -> Result<Vec<u8>, FileError> {
+    let mut bytes = Vec::new();
+    let read = open_data(path)?.read_to_end(&mut bytes);
+    read.map_err(FileError::at(path, "cannot read"))?;
+    Ok(bytes)
+}
+
+/// Opens a regular file.
+///
+/// # Errors
+/// [`FileError`] naming the path. A pipe would be waited for, and a device has no end: neither is
+/// opened.
+pub fn open(path: &Path) -> Result<File, FileError> {
+    let opened = regular(path).and_then(|()| File::open(path));
+    opened.map_err(FileError::at(path, "cannot read"))
+}
+
+/// Opens a regular file or a pipe.
+///
+/// # Errors
+/// [`FileError`] naming the path, of a device too.
+pub fn open_data(path: &Path) -> Result<File, FileError> {
+    let opened = match is_pipe(path) {
+        true => File::open(path),
+        false => regular(path).and_then(|()| File::open(path)),
+    };
+    opened.map_err(FileError::at(path, "cannot read"))
+}
+
+/// Whether what is read under this name, links followed, is a regular file, or a folder, of which
+/// reading says so itself.
+///
+/// # Errors
+/// When it is neither, or is not there.
+pub fn regular(path: &Path) -> std::io::Result<()> {
+    let kind = std::fs::metadata(path)?.file_type();
+    match kind.is_file() || kind.is_dir() {
+        true => Ok(()),
+        false => Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "not a regular file",
+        )),
+    }
+}
+
+#[cfg(unix)]
+fn is_pipe(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_: &Path) -> bool {
+    false
 }
 
 /// Creates a folder and its parents.
@@ -45,7 +121,12 @@ pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
 /// # Errors
 /// [`FileError`] naming the path.
 pub fn create_dir(path: &Path) -> Result<(), FileError> {
-    std::fs::create_dir_all(path).map_err(FileError::at(path, "cannot create the folder"))
+    let action = "cannot create the folder";
+    if !path.exists() && std::fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
+        let dangling = std::io::Error::other("it is a link to what is not there");
+        return Err(FileError::at(path, action)(dangling));
+    }
+    std::fs::create_dir_all(path).map_err(FileError::at(path, action))
 }
 
 /// Writes `bytes` under a temporary name in the same folder, flushes them to disk and renames.
@@ -136,22 +217,36 @@ impl Temporary {
         self.file.path()
     }
 
+    /// What is there to be written to.
+    pub fn file(&mut self) -> &mut File {
+        self.file.as_file_mut()
+    }
+
     /// Flushes it to disk and gives it its name and the permissions of the file that it replaces.
     ///
     /// # Errors
-    /// When the system cannot do so; the old file is then untouched.
+    /// When the system cannot do so, or when another file was put under the temporary name, which
+    /// would have neither the permissions nor been flushed; the old file is then untouched.
     pub fn persist(self) -> std::io::Result<()> {
         let Self { target, file } = self;
         #[cfg(unix)]
-        if let Ok(old) = std::fs::metadata(&target) {
-            file.as_file().set_permissions(old.permissions())?;
+        {
+            if !is_at(file.as_file(), file.path()) {
+                return Err(std::io::Error::other(format!(
+                    "what was being written, `{}`, is not there any more",
+                    file.path().display()
+                )));
+            }
+            if let Ok(old) = std::fs::metadata(&target) {
+                file.as_file().set_permissions(old.permissions())?;
+            }
         }
         file.as_file().sync_all()?;
         file.persist(&target).map_err(|e| e.error)?;
         // The rename is durable only once the folder is; where that cannot be had, the new file is
         // in place all the same.
         #[cfg(unix)]
-        let _ = std::fs::File::open(parent(&target)).and_then(|folder| folder.sync_all());
+        let _ = File::open(parent(&target)).and_then(|folder| folder.sync_all());
         Ok(())
     }
 }
@@ -224,6 +319,40 @@ mod tests {
         assert!(living.path().exists());
         living.persist().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn pipes_and_devices_in_place_of_files_are_neither_waited_for_nor_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("config.json");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        let fifo = dir.path().join("tokenizer.json");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        for path in [&link, &fifo] {
+            let told = read(path).unwrap_err().to_string();
+            assert!(told.ends_with("cannot read: not a regular file"), "{told}");
+        }
+        assert!(read_data(&link).is_err());
+        // A pipe is data like any other.
+        let writer = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || std::fs::write(fifo, "text").unwrap()
+        });
+        assert_eq!(read_data(&fifo).unwrap(), b"text");
+        writer.join().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_of_settings_that_is_far_too_large_is_not_read_into_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let file = File::create(&path).unwrap();
+        file.set_len(LIMIT + 1).unwrap();
+        let told = read(&path).unwrap_err().to_string();
+        assert!(told.ends_with("it has more than 256 MiB"), "{told}");
     }
 
     #[cfg(unix)]

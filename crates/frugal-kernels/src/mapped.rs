@@ -9,8 +9,9 @@ use bytes::Bytes;
 /// Maps a whole file; the pages are read when touched and may be dropped by the system at any time.
 ///
 /// # Errors
-/// When the file cannot be opened or mapped.
+/// When the file cannot be opened or mapped, or is a pipe or a device.
 pub fn map_file(path: &Path) -> io::Result<Bytes> {
+    frugal_core::fs::regular(path)?;
     let file = File::open(path)?;
     if file.metadata()?.len() == 0 {
         return Ok(Bytes::new());

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
-use frugal_core::fs::{FileError, write_atomic};
+use frugal_core::fs::write_atomic;
 use frugal_eval::rag::cosine;
 use frugal_index::{
     Bm25, CorpusOptions, Document, Effort, Encoding, Filter, Found, Fusion, HnswOptions, Index,
@@ -107,8 +107,7 @@ impl StoredEncoder {
             path: path.clone(),
             reason,
         };
-        let text = std::fs::read_to_string(&path).map_err(FileError::at(&path, "cannot read"))?;
-        serde_json::from_str(&text)
+        serde_json::from_slice(&frugal_core::fs::read(&path)?)
             .map(Some)
             .map_err(|e| wrong(e.to_string()))
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use frugal_adapt::peft;
-use frugal_core::fs::FileError;
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::{LoadOptions, Quantize};
 use frugal_nn::{
@@ -381,7 +380,7 @@ fn fingerprint(
     if let Some(folder) = adapter {
         for name in ["adapter_config.json", "adapter_model.safetensors"] {
             let path = folder.join(name);
-            let bytes = std::fs::read(&path).map_err(FileError::at(&path, "cannot read"))?;
+            let bytes = frugal_core::fs::read_data(&path)?;
             sum.update(bytes);
         }
     }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Tensor;
 use frugal_core::fs::FileError;
 use frugal_formats::safetensors::LoadReport;
+use frugal_models::save;
 use frugal_nn::{Parameter, to_vec};
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
@@ -102,6 +103,9 @@ pub struct TrainerState {
     /// was kept.
     #[serde(default)]
     pub validation_hash: String,
+    /// What a resume changed of the length of the run, so that it is not one that went through.
+    #[serde(default)]
+    pub changes: Vec<String>,
 }
 
 impl TrainerState {
@@ -120,6 +124,7 @@ impl TrainerState {
             config,
             data_hash,
             validation_hash,
+            changes: Vec::new(),
         }
     }
 }
@@ -332,7 +337,7 @@ impl Checkpoint {
         name: &str,
         use_it: impl FnOnce(&SafeTensors<'_>) -> Result<T, CheckpointError>,
     ) -> Result<T, CheckpointError> {
-        let bytes = frugal_core::fs::read(&self.path.join(name))?;
+        let bytes = frugal_core::fs::read_data(&self.path.join(name))?;
         let tensors =
             SafeTensors::deserialize(&bytes).map_err(|e| self.invalid(format!("{name}: {e}")))?;
         use_it(&tensors)
@@ -382,6 +387,11 @@ pub(super) fn save(
     let folder = run.join(FOLDER);
     let path = folder_of(run, state.step);
     let temporary = temporary_of(run, state.step);
+    // It is there from before the first step: one that somebody removed is not made again.
+    if !run.is_dir() {
+        let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(FileError::at(run, "the folder of the run is gone")(gone).into());
+    }
     remove(&temporary)?;
     frugal_core::fs::create_dir(&temporary)?;
 
@@ -532,12 +542,12 @@ fn write_tensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (String, Stored<'a>)>,
 ) -> Result<(), FileError> {
-    let action = "cannot write";
-    safetensors::serialize_to_file(tensors, None, path)
-        .map_err(|e| FileError::at(path, action)(std::io::Error::other(e)))?;
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(FileError::at(path, action))
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        save::write_tensors(&mut file, tensors, None)?;
+        file.sync_all()
+    };
+    write().map_err(FileError::at(path, "cannot write"))
 }
 
 fn file_entry(path: &Path) -> Result<FileEntry, FileError> {

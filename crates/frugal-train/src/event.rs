@@ -27,6 +27,11 @@ pub enum Event {
         /// Its folder and what is wrong with it.
         reason: String,
     },
+    /// A resume changed the length of the run, now or earlier.
+    LengthChanged {
+        /// What it was, and what that means.
+        change: String,
+    },
     /// The run continues from a checkpoint.
     Resumed {
         /// Steps done.

@@ -44,7 +44,8 @@ pub use optim::{Optimizer, ParamGroup};
 pub use schedule::Schedule;
 pub use source::ExampleSource;
 pub use trainer::{
-    StopReason, TrainRun, TrainSummary, train, train_from, train_parallel, train_with,
+    StopReason, TrainRun, TrainSummary, check_settings, train, train_from, train_parallel,
+    train_with,
 };
 pub use unreached::Unreached;
 

@@ -9,11 +9,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use frugal::adapt::peft;
 use frugal::decode::{CacheType, SamplerConfig};
 use frugal::model::Quantize;
 use frugal::model::load::{LoadError, Lookup, read_json};
 use toml::{Table, Value};
+
+use crate::ui;
 
 pub use dtype::Dtype;
 pub use run::RunFlags;
@@ -250,11 +253,29 @@ pub struct Sampling {
 #[command(next_help_heading = "Sampling")]
 pub struct Stop {
     /// End an answer before this text; repeatable. The model's own ends hold besides
-    #[arg(long = "stop", value_name = "TEXT")]
+    #[arg(long = "stop", value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     pub texts: Vec<String>,
 }
 
 impl Sampling {
+    /// Says of flags that choose among likely tokens that none is chosen among at temperature 0.
+    pub fn warn_of_idle(&self, temperature: f32, output: Output) {
+        let given = [
+            ("--top-k", self.top_k > 0),
+            ("--top-p", self.top_p < 1.0),
+            ("--min-p", self.min_p > 0.0),
+        ];
+        for (flag, _) in given
+            .iter()
+            .filter(|(_, given)| *given && temperature == 0.0)
+        {
+            ui::warn(
+                output,
+                &format!("`{flag}` has no effect: at temperature 0 the likeliest token is taken"),
+            );
+        }
+    }
+
     /// As the library takes it.
     pub fn config(&self, temperature: f32) -> SamplerConfig {
         SamplerConfig {

@@ -368,6 +368,15 @@ impl RunFlags {
         }
     }
 
+    fn sets(&self, key: &str) -> bool {
+        let mut given = self.config.overrides.iter();
+        given.any(|text| {
+            text.split('=')
+                .next()
+                .is_some_and(|name| name.trim() == key)
+        })
+    }
+
     fn idle(&self, config: &TuneConfig) -> Vec<(&'static str, &'static str)> {
         let classifies = [Task::Classification, Task::ImageClassification].contains(&config.task);
         let whole = "a classifier reads the whole text as it is";
@@ -394,6 +403,11 @@ impl RunFlags {
                 !exact && config.quantize == Quantize::Bf16,
                 "weights in bf16 are multiplied in bf16; give `--quantize int8` for products of \
                  integers",
+            ),
+            (
+                "--set data.validation_share",
+                self.sets("data.validation_share") && config.data.validation.is_some(),
+                "there is a validation file, so nothing is held out",
             ),
             (
                 "--batch-size",
@@ -425,7 +439,7 @@ impl RunFlags {
 
 /// The tables of a configuration file.
 fn read_table(path: &Path) -> Result<Table> {
-    let text = std::fs::read_to_string(path)
+    let text = String::from_utf8(frugal_core::fs::read(path)?)
         .with_context(|| format!("{}: cannot read", path.display()))?;
     // What is wrong in it is told with all other mistakes.
     Ok(toml::from_str(&text).unwrap_or_default())

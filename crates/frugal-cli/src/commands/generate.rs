@@ -86,6 +86,7 @@ pub fn needs_chat_template(tokenizer: &TextTokenizer, model: &str, instead: &str
 /// Generates and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
     let sampler = args.sampling.config(args.temperature);
+    args.sampling.warn_of_idle(args.temperature, args.output);
     sampler.validate()?;
     let (prompts, adapters): (Vec<String>, Vec<Option<PathBuf>>) = prompts(args)?
         .into_iter()
@@ -250,7 +251,7 @@ fn prompts(args: &Args) -> Result<Vec<Given>> {
                 .context("standard input: cannot read")?;
             text
         } else {
-            let bytes = frugal_core::fs::read(path)?;
+            let bytes = frugal_core::fs::read_data(path)?;
             String::from_utf8(bytes).map_err(|e| {
                 anyhow::anyhow!(
                     "{name}: not UTF-8 text after byte {}",

@@ -145,6 +145,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         check_parallel(&config)?;
     }
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
+    if !args.parallel.is_given() {
+        interrupt::reading();
+    }
     if config.from.is_none() && reads_images(&config.shape.arch) {
         let tuned = {
             let mut progress = RunProgress::new(args.output);

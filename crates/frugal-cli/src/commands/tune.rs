@@ -85,6 +85,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         memory: args.memory_check(),
         stop: &stop,
     };
+    interrupt::reading();
     let tuned = {
         let mut progress = RunProgress::new(args.output);
         tune(&request, &mut |p| progress.on(p))?

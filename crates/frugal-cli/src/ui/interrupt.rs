@@ -32,11 +32,34 @@ pub fn asked(flag: &AtomicBool) -> bool {
     flag.load(Ordering::SeqCst)
 }
 
+/// While a run reads, and has taken no step that could be kept.
+static READING: AtomicBool = AtomicBool::new(false);
+
+/// Until [`begun`], a request ends the program at once: nothing would be kept by going on to the next
+/// step, and what is read may never come.
+pub fn reading() {
+    READING.store(true, Ordering::SeqCst);
+}
+
+/// From now on there is something to keep.
+pub fn begun() {
+    READING.store(false, Ordering::SeqCst);
+}
+
+/// Ends a program that only reads, with no folder left in the way.
+fn end_if_reading() {
+    if READING.load(Ordering::SeqCst) {
+        frugal::run::abandon();
+        std::process::exit(130);
+    }
+}
+
 /// What is done at a request of the user.
 fn on_request(stop: &AtomicBool, seen: &AtomicBool, note: &str) {
     if seen.swap(true, Ordering::SeqCst) {
         std::process::exit(130);
     }
+    end_if_reading();
     stop.store(true, Ordering::SeqCst);
     if !note.is_empty() {
         say(&format!("\n{note}"));
@@ -45,8 +68,8 @@ fn on_request(stop: &AtomicBool, seen: &AtomicBool, note: &str) {
 
 #[cfg(unix)]
 fn install(stop: Arc<AtomicBool>, note: &'static str) -> std::io::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut wanted = vec![SIGINT, SIGTERM];
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
+    let mut wanted = vec![SIGINT, SIGTERM, SIGXCPU, SIGUSR1, SIGUSR2];
     if !hang_up_is_ignored() {
         wanted.push(SIGHUP);
     }
@@ -54,11 +77,21 @@ fn install(stop: Arc<AtomicBool>, note: &'static str) -> std::io::Result<()> {
     let watch = move || {
         let seen = AtomicBool::new(false);
         for signal in signals.forever() {
-            if signal == SIGHUP {
-                GONE.store(true, Ordering::SeqCst);
-                stop.store(true, Ordering::SeqCst);
-            } else {
-                on_request(&stop, &seen, note);
+            match signal {
+                SIGINT | SIGTERM => on_request(&stop, &seen, note),
+                SIGHUP => {
+                    GONE.store(true, Ordering::SeqCst);
+                    stop.store(true, Ordering::SeqCst);
+                    end_if_reading();
+                }
+                // A limit of time, or a scheduler that tells of one: both tell more than once, and
+                // never mean that the checkpoint is not to be written.
+                _ => {
+                    end_if_reading();
+                    if !stop.swap(true, Ordering::SeqCst) && !note.is_empty() {
+                        say(&format!("\n{note}"));
+                    }
+                }
             }
         }
     };
@@ -67,6 +100,19 @@ fn install(stop: Arc<AtomicBool>, note: &'static str) -> std::io::Result<()> {
         .spawn(watch)
         .map(|_| ())
 }
+
+/// A file that may grow no further is an error of the write, which is told, and not the end of the
+/// program.
+#[cfg(unix)]
+pub fn fail_at_file_limits() {
+    let ignored = Arc::new(AtomicBool::new(false));
+    // Without the handler the program ends at the limit, as others do.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored);
+}
+
+/// Other systems have no such limit.
+#[cfg(not(unix))]
+pub fn fail_at_file_limits() {}
 
 #[cfg(not(unix))]
 fn install(stop: Arc<AtomicBool>, note: &'static str) -> Result<(), ctrlc::Error> {
@@ -100,6 +146,7 @@ pub fn end_with_parent() {
             }
         }
         if hang_up() {
+            end_if_reading();
             std::thread::sleep(GRACE);
         }
         std::process::exit(130);

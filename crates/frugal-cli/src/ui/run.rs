@@ -93,6 +93,9 @@ impl RunProgress {
 
     /// Shows one thing that happened.
     pub fn on(&mut self, progress: &Progress) {
+        if let Progress::Train(Event::Started { .. }) = progress {
+            super::interrupt::begun();
+        }
         if self.output.quiet {
             if let Progress::Fitted { flags, .. } = progress {
                 // What was changed must not go by unseen.
@@ -186,6 +189,7 @@ impl RunProgress {
             Event::CheckpointSkipped { reason } => {
                 self.say(&format!("passed over a checkpoint: {reason}"))
             }
+            Event::LengthChanged { change } => super::warn(self.output, change),
             Event::Resumed {
                 step, epoch, path, ..
             } => {

@@ -11,6 +11,7 @@ mod birdie;
 mod data;
 mod disks;
 mod earlier_runs;
+mod ended;
 mod eval_tasks;
 mod grow;
 mod help;

@@ -97,52 +97,24 @@ impl Format {
 
     /// Keys that would change what is learned from a record of this format and that nothing here
     /// makes use of: they are refused, because leaving them out would train something else.
-    pub(super) fn refused(self) -> &'static [&'static str] {
-        match self {
-            Self::Messages | Self::Sharegpt => CONVERSATION,
-            Self::PromptCompletion | Self::Alpaca => INSTRUCTION,
-            Self::Classification => &[
-                "weight",
-                "weights",
-                "sample_weight",
-                "question",
-                "context",
-                "image",
-                "images",
-                "audio",
-            ],
-            Self::Text | Self::TokenClassification => &[
-                "weight",
-                "weights",
-                "sample_weight",
-                "images",
-                "image",
-                "audio",
-            ],
-            Self::Preference => &[
-                "weight",
-                "weights",
-                "margin",
-                "system",
-                "system_prompt",
-                "system_message",
-                "history",
-                "tools",
-                "images",
-                "image",
-                "audio",
-            ],
-            Self::Pair | Self::Triplet => &[
-                "weight",
-                "weights",
-                "score",
-                "label",
-                "negatives",
-                "images",
-                "image",
-                "audio",
-            ],
-        }
+    pub(super) fn refused(self) -> impl Iterator<Item = &'static str> {
+        let own: &[&[&str]] = match self {
+            Self::Messages | Self::Sharegpt => &[ANSWERS, SIGNALS, CALLS, THOUGHTS, CONVERSATION],
+            Self::PromptCompletion | Self::Alpaca => {
+                &[ANSWERS, SIGNALS, CALLS, THOUGHTS, INSTRUCTION]
+            }
+            Self::Classification => &[&["question", "context"]],
+            Self::TokenClassification => &[],
+            Self::Text => &[ANSWERS],
+            Self::Preference => &[PREFERENCE],
+            Self::Pair | Self::Triplet => &[&["score", "label", "negatives"]],
+        };
+        let common = [WEIGHTS, MEDIA];
+        common
+            .into_iter()
+            .chain(own.iter().copied())
+            .flatten()
+            .copied()
     }
 }
 
@@ -152,62 +124,51 @@ impl fmt::Display for Format {
     }
 }
 
-const CONVERSATION: &[&str] = &[
+/// How much of a record is learned, or which part of it.
+const WEIGHTS: &[&str] = &[
     "weight",
     "weights",
     "sample_weight",
     "loss_weight",
     "loss_mask",
     "mask",
-    "functions",
-    "function_call",
-    "tool_calls",
-    "chosen",
-    "rejected",
-    "kto_tag",
-    "image",
-    "images",
-    "video",
-    "videos",
-    "audio",
-    "audios",
-    "history",
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "prefix",
-    "parallel_tool_calls",
-    "tool_choice",
+    "train",
+    "trainable",
+    "training",
+    "train_on_input",
+    "train_on_inputs",
 ];
 
-const INSTRUCTION: &[&str] = &[
-    "weight",
-    "weights",
-    "sample_weight",
-    "loss_weight",
-    "loss_mask",
-    "mask",
-    "functions",
-    "function_call",
-    "tool_calls",
+/// What is read besides the text.
+const MEDIA: &[&str] = &["image", "images", "video", "videos", "audio", "audios"];
+
+/// Answers that were preferred or were not.
+const ANSWERS: &[&str] = &[
     "chosen",
     "rejected",
+    "rejected_response",
+    "rejected_messages",
     "kto_tag",
-    "label",
-    "image",
-    "images",
-    "video",
-    "videos",
-    "audio",
-    "audios",
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "context",
-    "passage",
-    "documents",
-    "suffix",
-    "prefix",
+];
+
+/// What was thought of an answer.
+const SIGNALS: &[&str] = &["label", "score", "scores", "reward", "rewards"];
+
+const CALLS: &[&str] = &["functions", "function_call", "tool_calls"];
+
+const THOUGHTS: &[&str] = &["reasoning_content", "reasoning", "thinking", "prefix"];
+
+const CONVERSATION: &[&str] = &["history", "parallel_tool_calls", "tool_choice"];
+
+const INSTRUCTION: &[&str] = &["context", "passage", "documents", "suffix"];
+
+const PREFERENCE: &[&str] = &[
+    "margin",
+    "system",
+    "system_prompt",
+    "system_message",
+    "history",
+    "tools",
 ];
 
 /// Other names under which well-known data sets hold a key.

@@ -44,16 +44,18 @@ pub(super) fn records(
     if kind == Kind::JsonLines {
         return json_lines(path, source, push);
     }
-    if kind == Kind::Text && options.documents == Some(Documents::Lines) {
-        return text_lines(path, source, push);
+    if kind == Kind::Text {
+        return match options.documents {
+            Some(Documents::Lines) => text_lines(path, source, push),
+            Some(Documents::Blocks) | None => documents(path, source, options.documents, push),
+        };
     }
     let bytes = source.rest()?;
     let text = utf8(path, &bytes)?;
     let records = match kind {
-        Kind::Json | Kind::JsonLines => json_array(path, text)?,
+        Kind::Json | Kind::JsonLines | Kind::Text => json_array(path, text)?,
         Kind::Csv => table(path, text, b',', Quotes::Allowed, options)?,
         Kind::Tsv => table(path, text, b'\t', Quotes::Literal, options)?,
-        Kind::Text => documents(text, options.documents),
         Kind::Parquet => {
             return Err(DataError::options(
                 path,
@@ -61,7 +63,10 @@ pub(super) fn records(
             ));
         }
     };
-    records.into_iter().try_for_each(push)
+    records.into_iter().try_for_each(|record| {
+        source.check(&record)?;
+        push(record)
+    })
 }
 
 /// The kind that a name says, an ending of its packing left out; `None` if there is no ending.
@@ -305,25 +310,48 @@ fn json_array(path: &Path, text: &str) -> Result<Vec<Record>, DataError> {
     }
 }
 
-fn documents(text: &str, documents: Option<Documents>) -> Vec<Record> {
-    let blank = |line: &str| line.trim().is_empty();
-    let blocks = documents.map_or_else(
-        || text.trim().lines().any(blank),
-        |d| d == Documents::Blocks,
-    );
-    let mut found: Vec<(usize, String)> = Vec::new();
+/// Documents of one line, or of the lines up to a blank one; no more than their lines is held.
+fn documents(
+    path: &Path,
+    source: &mut Source,
+    documents: Option<Documents>,
+    push: &mut dyn FnMut(Record) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let mut bytes = Vec::new();
+    let mut number = 0;
+    // Each line with its number, and whether it goes on with the one before.
+    let mut lines: Vec<(usize, String, bool)> = Vec::new();
     let mut open = false;
-    for (i, line) in text.lines().enumerate() {
-        if blank(line) {
-            open = false;
-        } else if let Some((_, last)) = found.last_mut().filter(|_| open && blocks) {
-            last.push('\n');
-            last.push_str(line);
-        } else {
-            found.push((i + 1, line.to_owned()));
-            open = true;
+    while source.line(&mut bytes, number + 1)? {
+        number += 1;
+        let line = std::str::from_utf8(&bytes).map_err(|e| not_utf8(path, number, &bytes, e))?;
+        if line.contains('\0') {
+            return Err(DataError::line(path, number, NUL));
         }
+        let line = match number {
+            1 => line.strip_prefix('\u{feff}').unwrap_or(line),
+            _ => line,
+        };
+        let line = line.lines().next().unwrap_or_default();
+        let blank = line.trim().is_empty();
+        if !blank {
+            lines.push((number, line.to_owned(), open));
+        }
+        open = !blank;
+        // A line that was far longer than others does not stay in memory.
+        bytes.shrink_to(1 << 20);
     }
-    let found = found.into_iter();
-    found.map(|(line, text)| text_record(line, text)).collect()
+    let divided = || lines.iter().skip(1).any(|(_, _, goes_on)| !goes_on);
+    let blocks = documents.map_or_else(divided, |d| d == Documents::Blocks);
+    let mut lines = lines.into_iter().peekable();
+    while let Some((number, mut text, _)) = lines.next() {
+        while blocks && let Some((_, more, _)) = lines.next_if(|(_, _, goes_on)| *goes_on) {
+            text.push('\n');
+            text.push_str(&more);
+        }
+        let record = text_record(number, text);
+        source.check(&record)?;
+        push(record)?;
+    }
+    Ok(())
 }

@@ -81,9 +81,9 @@ impl Row<'_> {
 
     /// Refuses keys that would change what is learned and are not used.
     pub(super) fn check_unused(&self) -> Result<(), DataError> {
-        let given = |key: &&&str| self.record.fields.get(**key).is_some_and(|v| !is_empty(v));
+        let given = |key: &&str| self.record.fields.get(*key).is_some_and(|v| !is_empty(v));
         let mapped = |key: &str| self.options.columns.values().any(|column| column == key);
-        let mut refused = self.format.refused().iter().filter(given);
+        let mut refused = self.format.refused().filter(given);
         match refused.find(|key| !mapped(key)) {
             None => Ok(()),
             Some(key) => Err(self.problem(format!(

@@ -1,19 +1,24 @@
 //! Bytes of a data file as they are read: compressed or not, hashed as they pass, never more than a
 //! line at a time, and bounded.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
-use crate::fs::FileError;
+use super::record::Record;
+use crate::fs::{self, FileError};
 
 /// Longest line of a file.
 const LINE: usize = 512 << 20;
+/// Longest line, and longest text of a record, of a compressed file: a small one can hold any.
+const PACKED_LINE: usize = 32 << 20;
+/// Most that is unpacked of a file that has to be held as a whole.
+const PACKED: u64 = 1 << 30;
 /// Most bytes that one byte of a compressed file may become; text becomes 3 to 30.
 const EXPANSION: u64 = 250;
 /// What any compressed file may become, however small.
@@ -25,6 +30,7 @@ pub(super) const STDIN: &str = "-";
 pub(super) struct Source {
     path: PathBuf,
     reader: Box<dyn BufRead>,
+    packed: bool,
     hash: Arc<Mutex<Sha256>>,
 }
 
@@ -69,8 +75,7 @@ impl Source {
         if path == Path::new(STDIN) {
             return Self::new(path, Box::new(io::stdin()));
         }
-        let file = File::open(path).map_err(|e| FileError::at(path, "cannot read")(e))?;
-        Self::new(path, Box::new(file))
+        Self::new(path, Box::new(fs::open_data(path)?))
     }
 
     /// Reads what any reader gives; the path is for errors.
@@ -95,7 +100,9 @@ impl Source {
                 unpacked: 0,
             }))
         };
-        let reader: Box<dyn BufRead> = match packing(first) {
+        let packing = packing(first);
+        let packed = !matches!(packing, Packing::Plain);
+        let reader: Box<dyn BufRead> = match packing {
             Packing::Plain => Box::new(reader),
             Packing::Gzip => limited(Box::new(flate2::bufread::MultiGzDecoder::new(reader))),
             Packing::Zstd => {
@@ -106,6 +113,7 @@ impl Source {
         Ok(Self {
             path: path.to_owned(),
             reader,
+            packed,
             hash,
         })
     }
@@ -120,14 +128,21 @@ impl Source {
     /// Reads one line with its end; false at the end of the file.
     pub(super) fn line(&mut self, line: &mut Vec<u8>, number: usize) -> Result<bool, DataError> {
         line.clear();
-        let mut limited = (&mut self.reader).take(LINE as u64 + 1);
+        let most = match self.packed {
+            true => PACKED_LINE,
+            false => LINE,
+        };
+        let mut limited = (&mut self.reader).take(most as u64 + 1);
         let read = limited.read_until(b'\n', line);
         let read = read.map_err(FileError::at(&self.path, "cannot read"))?;
-        if read > LINE {
-            let problem = format!(
-                "the line has more than {} MiB; if the file is compressed or of another format, its name should say so",
-                LINE >> 20
-            );
+        if read > most {
+            let hint = match self.packed {
+                true => {
+                    "which is the most for a line of a compressed file: unpack the file first if that is wanted"
+                }
+                false => "if the file is compressed or of another format, its name should say so",
+            };
+            let problem = format!("the line has more than {} MiB; {hint}", most >> 20);
             return Err(DataError::line(&self.path, number, problem));
         }
         Ok(read > 0)
@@ -136,9 +151,39 @@ impl Source {
     /// Everything that is left.
     pub(super) fn rest(&mut self) -> Result<Vec<u8>, DataError> {
         let mut bytes = Vec::new();
-        let read = self.reader.read_to_end(&mut bytes);
-        read.map_err(FileError::at(&self.path, "cannot read"))?;
+        let most = match self.packed {
+            true => PACKED,
+            false => u64::MAX - 1,
+        };
+        let read = (&mut self.reader).take(most + 1).read_to_end(&mut bytes);
+        let read = read.map_err(FileError::at(&self.path, "cannot read"))?;
+        if read as u64 > most {
+            let problem = format!(
+                "it unpacks to more than {} MiB, which is the most for a compressed file of this format: unpack the file first, or write one record per line (.jsonl)",
+                most >> 20
+            );
+            return Err(DataError::options(&self.path, problem));
+        }
         Ok(bytes)
+    }
+
+    /// Refuses a record of a compressed file with a text that is longer than a line may be.
+    pub(super) fn check(&self, record: &Record) -> Result<(), DataError> {
+        if !self.packed {
+            return Ok(());
+        }
+        let too_long = |value: &Value| value.as_str().is_some_and(|t| t.len() > PACKED_LINE);
+        match record.fields.iter().find(|(_, value)| too_long(value)) {
+            None => Ok(()),
+            Some((key, _)) => Err(DataError::line(
+                &self.path,
+                record.line,
+                format!(
+                    "`{key}` has more than {} MiB, which is the most for a text of a compressed file: unpack the file first if that is wanted",
+                    PACKED_LINE >> 20
+                ),
+            )),
+        }
     }
 
     /// SHA-256 of the file as it is stored, in hexadecimal; reads it to its end.

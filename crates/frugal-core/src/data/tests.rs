@@ -71,6 +71,46 @@ fn instructions_in_front_are_read_under_their_other_names() {
 }
 
 #[test]
+fn keys_that_say_what_is_learned_are_not_passed_over_in_any_kind_of_record() {
+    let answer =
+        r#""messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]"#;
+    let kinds = [
+        answer,
+        r#""prompt": "p", "completion": "c""#,
+        r#""instruction": "i", "output": "o""#,
+        r#""text": "t""#,
+        r#""text": "t", "label": "x""#,
+        r#""prompt": "p", "chosen": "c", "rejected": "r""#,
+        r#""tokens": ["t"], "ner_tags": ["x"]"#,
+    ];
+    for kind in kinds {
+        for key in [
+            "loss_mask",
+            "loss_weight",
+            "trainable",
+            "train_on_input",
+            "image",
+            "videos",
+        ] {
+            let told = error("a.jsonl", &format!(r#"{{{kind}, "{key}": false}}"#));
+            assert!(told.contains(&format!("`{key}` is not used in")), "{told}");
+        }
+    }
+    for kind in &kinds[..3] {
+        for key in ["label", "score", "rejected_response"] {
+            let told = error("a.jsonl", &format!(r#"{{{kind}, "{key}": 0}}"#));
+            assert!(told.contains(&format!("`{key}` is not used in")), "{told}");
+        }
+    }
+    let turn = r#"{"role": "assistant", "content": "a", "loss_mask": 0}"#;
+    let told = error("a.jsonl", &format!(r#"{{"messages": [{turn}]}}"#));
+    assert!(
+        told.contains("messages[0]: `loss_mask` is not used"),
+        "{told}"
+    );
+}
+
+#[test]
 fn every_format_is_told_from_its_keys() {
     let turns = || {
         let turns = vec![Message::new("user", "q"), Message::new("assistant", "a")];

@@ -205,12 +205,19 @@ fn other_keys(
         match key.as_str() {
             key if own.contains(&key) => {}
             _ if is_empty(value) => {}
-            "weight" | "train" | "trainable" | "training" => {
+            "weight" | "train" | "trainable" | "training" | "loss" => {
                 untrained |= is_zero(value).ok_or_else(|| {
                     row.problem(format!(
                         "{place}: `{key}` must be 0 or 1, not {value}: turns are trained or not"
                     ))
                 })?;
+            }
+            "loss_mask" | "loss_weight" | "mask" | "label" | "train_on_input"
+            | "train_on_inputs" => {
+                return Err(row.problem(format!(
+                    "{place}: `{key}` is not used in a turn and leaving it out would change what is \
+                     learned; say `weight` 0 or 1, or take it out of the file"
+                )));
             }
             key => {
                 other.insert(key.to_owned(), value.clone());

@@ -10,6 +10,7 @@ mod tags;
 mod task;
 mod tokenized;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -94,12 +95,14 @@ pub enum EncodeError {
         problem: RowError,
     },
     /// Every row was dropped.
-    #[error("{}: nothing in the {rows} rows would be trained; raise max_length, or train on prompts too (completion_only = false)", path.display())]
+    #[error("{}: nothing in the {rows} rows would be trained: {causes}", path.display())]
     NothingToTrain {
         /// The file.
         path: PathBuf,
         /// Rows of the data set.
         rows: usize,
+        /// Why, of all of them, and what to do.
+        causes: String,
     },
     /// A prompt template without place for the prompt.
     #[error("prompt_template {template:?} has no {{prompt}}")]
@@ -142,6 +145,7 @@ pub fn encode_all(
     };
     let mut too_long: Option<(usize, usize, usize, bool)> = None;
     let mut too_long_count = 0;
+    let mut causes = BTreeSet::new();
     for (i, (example, line)) in dataset.examples.iter().zip(&dataset.lines).enumerate() {
         let row = match task {
             Task::CausalLm => causal::encode(example, tokenizer, options),
@@ -168,6 +172,7 @@ pub fn encode_all(
         encoded.cut_words += cut_words;
         if tokenized.trained() == 0 {
             encoded.dropped += 1;
+            causes.insert(cause(example, tokenized.len(), length > options.max_length));
             continue;
         }
         encoded.truncated += usize::from(length > options.max_length);
@@ -193,9 +198,35 @@ pub fn encode_all(
         return Err(EncodeError::NothingToTrain {
             path: dataset.source.clone(),
             rows: dataset.len(),
+            causes: causes.into_iter().collect::<Vec<_>>().join("; "),
         });
     }
     Ok(encoded)
+}
+
+/// Why nothing of an example would be trained.
+fn cause(example: &Example, tokens: usize, too_long: bool) -> &'static str {
+    let answers: Option<Vec<bool>> = match example {
+        Example::Messages(conversation) => {
+            let answers = conversation.messages.iter();
+            let answers = answers.filter(|m| m.role == "assistant");
+            Some(answers.map(|m| m.untrained).collect())
+        }
+        _ => None,
+    };
+    match answers.as_deref() {
+        Some([]) => {
+            "there is no turn of the assistant; train on prompts too (completion_only = false)"
+        }
+        Some(untrained) if untrained.iter().all(|untrained| *untrained) => {
+            "every turn of the assistant is left out of training (`weight`, `train` or `trainable` is 0 or false)"
+        }
+        _ if too_long => {
+            "max_length cuts off what is trained; raise max_length, or train on prompts too (completion_only = false)"
+        }
+        _ if tokens < 2 => "the text has no token that follows another",
+        _ => "what is trained has no tokens; train on prompts too (completion_only = false)",
+    }
 }
 
 /// Encodes one text, or two, for a classifier, or the words of a text.

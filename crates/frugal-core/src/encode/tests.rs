@@ -444,6 +444,40 @@ fn one_text_has_no_token_types_and_a_known_label() {
 }
 
 #[test]
+fn turns_that_are_left_out_and_empty_texts_are_not_told_as_a_length_that_is_too_small() {
+    let tokenizer = tokenizer("byte-level");
+    let turns = |key: &str, value: Value| {
+        serde_json::json!({"messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a", key: value},
+        ]})
+    };
+    for (record, cause) in [
+        (turns("weight", 0.into()), "every turn of the assistant"),
+        (turns("train", false.into()), "every turn of the assistant"),
+        (
+            turns("trainable", false.into()),
+            "every turn of the assistant",
+        ),
+    ] {
+        let told = causal(record, &tokenizer, &plain(WIDE))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            told.contains(cause) && !told.contains("max_length"),
+            "{told}"
+        );
+    }
+    let cut = serde_json::json!({"prompt": "a long prompt", "completion": "b"});
+    let options = EncodeOptions {
+        truncate: true,
+        ..plain(4)
+    };
+    let told = causal(cut, &tokenizer, &options).unwrap_err().to_string();
+    assert!(told.contains("raise max_length"), "{told}");
+}
+
+#[test]
 fn a_shown_example_tells_given_from_trained() {
     let tokenizer = tokenizer("byte-level");
     let record =

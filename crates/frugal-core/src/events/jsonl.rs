@@ -65,7 +65,7 @@ impl JsonlLog {
         if !path.exists() {
             return Self::create(path);
         }
-        let bytes = fs::read(path)?;
+        let bytes = fs::read_data(path)?;
         let mut keep = 0;
         for (line, end) in whole_lines(path, &bytes)? {
             let step = line.get("step").and_then(serde_json::Value::as_u64);
@@ -130,7 +130,7 @@ impl JsonlLog {
 /// # Errors
 /// If the file cannot be read, or a line is not a `T`.
 pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, LogError> {
-    let lines = whole_lines(path, &fs::read(path)?)?;
+    let lines = whole_lines(path, &fs::read_data(path)?)?;
     let parse = |(i, (line, _)): (usize, (serde_json::Value, usize))| {
         serde_json::from_value(line).map_err(|e| LogError::Line {
             path: path.to_owned(),

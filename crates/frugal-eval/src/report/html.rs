@@ -82,6 +82,9 @@ fn header(report: &RunReport) -> String {
     if !run.error_msg.is_empty() {
         let _ = writeln!(html, "<p class=\"error\">{}</p>", escape(&run.error_msg));
     }
+    for note in &run.notes {
+        let _ = writeln!(html, "<p class=\"warning\">{}</p>", escape(note));
+    }
     html + "</header>\n"
 }
 

@@ -50,6 +50,10 @@ pub struct RunInfo {
     pub peft_config: Value,
     /// Why the run failed, or empty.
     pub error_msg: String,
+    /// What a reader has to know beside the settings, as that a resume changed the length of the
+    /// run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What training cost.

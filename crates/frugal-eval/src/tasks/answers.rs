@@ -120,7 +120,7 @@ impl AnswerLog {
         let mut known = HashMap::new();
         let mut whole = 0;
         if path.exists() {
-            let bytes = frugal_core::fs::read(path)?;
+            let bytes = frugal_core::fs::read_data(path)?;
             for line in bytes.split_inclusive(|b| *b == b'\n') {
                 if line.last() != Some(&b'\n') {
                     break;

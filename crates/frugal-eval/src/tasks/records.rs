@@ -150,15 +150,19 @@ fn find(file: &str, context: &Context) -> Result<PathBuf, EvalError> {
 }
 
 fn read(path: &Path, lines: bool) -> Result<(Vec<Record>, String), EvalError> {
-    let bytes = frugal_core::fs::read(path)?;
+    let bytes = frugal_core::fs::read_data(path)?;
     let digest = sha256(&bytes);
     let name = path.to_string_lossy();
     let (bytes, inner) = match name.strip_suffix(".gz") {
-        Some(inner) => (unzip(path, &bytes)?, PathBuf::from(inner)),
+        Some(inner) => {
+            let whole = !lines && is_text(Path::new(inner));
+            let most = if whole { MOST_OF_TEXT } else { MOST };
+            (unzip(path, &bytes, most)?, PathBuf::from(inner))
+        }
         None => (bytes, path.to_owned()),
     };
     let of_text = |text: &str| Record::from_iter([("text".to_owned(), Value::from(text))]);
-    let records = if inner.extension().is_some_and(|e| e == "txt" || e == "md") {
+    let records = if is_text(&inner) {
         let text = String::from_utf8(bytes).map_err(|e| EvalError::Text {
             path: path.to_owned(),
             byte: e.utf8_error().valid_up_to(),
@@ -175,20 +179,29 @@ fn read(path: &Path, lines: bool) -> Result<(Vec<Record>, String), EvalError> {
     Ok((records, digest))
 }
 
-/// Most bytes that a compressed file may hold.
-const MOST: u64 = 8 << 30;
+fn is_text(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "txt" || e == "md")
+}
 
-fn unzip(path: &Path, bytes: &[u8]) -> Result<Vec<u8>, EvalError> {
+/// Most bytes that a compressed file may hold.
+const MOST: u64 = 1 << 30;
+/// The same of a text that is measured as a whole.
+const MOST_OF_TEXT: u64 = 128 << 20;
+
+fn unzip(path: &Path, bytes: &[u8], most: u64) -> Result<Vec<u8>, EvalError> {
     use std::io::Read;
     let mut out = Vec::new();
     flate2::read::MultiGzDecoder::new(bytes)
-        .take(MOST)
+        .take(most + 1)
         .read_to_end(&mut out)
         .map_err(frugal_core::fs::FileError::at(path, "cannot decompress"))?;
-    if out.len() as u64 == MOST {
+    if out.len() as u64 > most {
         return Err(EvalError::Task {
             task: path.display().to_string(),
-            reason: format!("holds more than {MOST} bytes when it is decompressed"),
+            reason: format!(
+                "it holds more than {} MiB when it is decompressed: unpack the file first if that is wanted",
+                most >> 20
+            ),
         });
     }
     Ok(out)

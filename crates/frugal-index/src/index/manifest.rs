@@ -94,7 +94,7 @@ pub(super) fn write(
 /// Reads the manifest of a folder.
 pub(super) fn read(folder: &Path) -> Result<(State, Map<String, Value>), IndexError> {
     let path = path(folder);
-    let bytes = match std::fs::read(&path) {
+    let bytes = match frugal_core::fs::regular(&path).and_then(|()| std::fs::read(&path)) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(IndexError::NotAnIndex {
                 folder: folder.into(),

@@ -18,7 +18,7 @@ const PARTS: &[&str] = &["split", "part"];
 /// Each record is an image; paths are relative to the table's folder. Without a column of classes no
 /// image has one.
 pub(super) fn open(path: &Path) -> Result<ImageSet, MediaError> {
-    let records = data::objects(path, &fs::read(path)?)?;
+    let records = data::objects(path, &fs::read_data(path)?)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut set = ImageSet::default();
     for (i, record) in records.iter().enumerate() {

@@ -27,9 +27,9 @@ pub use safetensors::{SafetensorsFile, SafetensorsSource};
 /// # Errors
 /// When the file cannot be read or is not JSON; the message has line and column.
 pub fn read_json(path: &Path) -> Result<serde_json::Value, LoadError> {
-    let bytes = std::fs::read(path).map_err(|source| LoadError::Read {
+    let bytes = frugal_core::fs::read(path).map_err(|error| LoadError::Read {
         path: path.into(),
-        source,
+        source: error.source,
     })?;
     frugal_core::json::parse(&bytes).map_err(|e| LoadError::Json {
         path: path.into(),

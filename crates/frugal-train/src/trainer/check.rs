@@ -26,9 +26,25 @@ pub(crate) const MAY_CHANGE: [&str; 9] = [
     "early_stopping_patience",
 ];
 
+/// Whether the settings go together, and with data that have a validation part or none: what is known
+/// before there is a model.
+///
+/// # Errors
+/// [`TrainError::Config`] naming the settings.
+pub fn check_settings(config: &TrainConfig, validation: bool) -> Result<(), TrainError> {
+    config.validate().map_err(TrainError::Config)?;
+    match config.early_stopping_patience > 0 && !validation {
+        true => Err(TrainError::Config(vec![ConfigProblem {
+            field: "early_stopping_patience",
+            reason: "early stopping needs validation data".into(),
+        }])),
+        false => Ok(()),
+    }
+}
+
 /// Everything that can be known to fail before any work is done.
 pub(super) fn check(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(), TrainError> {
-    run.config.validate().map_err(TrainError::Config)?;
+    check_settings(run.config, run.validation.is_some())?;
     objective::check(objective, Set::Train, run.model(), run.train)?;
     check_company(run, objective)?;
     check_mixture(run.config, run.train)?;
@@ -42,13 +58,6 @@ pub(super) fn check(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(),
                     known: known.join(", "),
                 });
             }
-        }
-        None if run.config.early_stopping_patience > 0 => {
-            let reason = "early stopping needs validation data".into();
-            return Err(TrainError::Config(vec![ConfigProblem {
-                field: "early_stopping_patience",
-                reason,
-            }]));
         }
         None => {}
     }

@@ -27,6 +27,7 @@ use crate::parallel::{Group, ParallelReport};
 use crate::schedule::Schedule;
 use crate::source::ExampleSource;
 
+pub use check::check_settings;
 use check::{check, check_shared, data_hash};
 
 pub use run::{StopReason, TrainRun, TrainSummary};
@@ -223,6 +224,7 @@ impl<'a, 'g> Trainer<'a, 'g> {
             epoch: self.epochs_done(),
             tokens: self.state.tokens,
             best: self.state.best,
+            changes: self.state.changes,
             restored_best,
             cost,
             evaluation: self.evaluation,

@@ -69,6 +69,9 @@ pub struct TrainSummary {
     pub checkpoint: Option<PathBuf>,
     /// What it cost, with the processes that it resumes.
     pub cost: Cost,
+    /// What resumes changed of the length of the run; without any it is what a run without a break
+    /// comes to.
+    pub changes: Vec<String>,
 }
 
 impl TrainRun<'_> {

@@ -48,6 +48,10 @@ impl Trainer<'_, '_> {
                 reason: error.to_string(),
             });
         }
+        let changed = self.state.changes.clone();
+        for change in changed {
+            self.emit(Event::LengthChanged { change });
+        }
         if let Some(Checkpoint { path, .. }) = found {
             self.emit(Event::Resumed {
                 step: self.state.step,
@@ -122,7 +126,16 @@ impl Trainer<'_, '_> {
                 .restore(&own)
                 .map_err(|reason| checkpoint.invalid(reason))?;
         }
+        let mut changes = checkpoint.state.changes.clone();
+        let before = &checkpoint.state.config;
+        let planned_before = self.batches.total_steps(before);
+        if planned_before != planned {
+            changes.push(format!(
+                "the run was resumed at step {done} as one of {planned} steps in place of {planned_before}: its learning rates before are those of the shorter run, so it is not what a run of {planned} steps without a break comes to"
+            ));
+        }
         self.state = TrainerState {
+            changes,
             config: self.run.config.clone(),
             validation_hash,
             ..checkpoint.state.clone()

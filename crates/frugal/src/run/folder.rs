@@ -1,6 +1,7 @@
 //! The folder of a run: whose it is, and the configuration in it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use frugal_adapt::peft;
 use frugal_core::events::LOG_FILE;
@@ -43,7 +44,7 @@ pub(super) fn claim(
             file: config_file,
         });
     }
-    if !resume && out.is_file() {
+    if !resume && out.exists() && !out.is_dir() {
         return Err(RunError::OutputIsFile { path: out.into() });
     }
     // Said before anything is written: a folder of other things is not to be touched.
@@ -191,9 +192,32 @@ impl Claim {
     /// folder. One that was in use before, or holds a checkpoint or a logged step, stays as it is;
     /// so does every file that is not of a run.
     pub(super) fn give_back(mut self) {
+        if self.clear() {
+            self.lock = None;
+            self.remove_made();
+        }
+    }
+
+    /// Lists what is to be given back if the program ends at once; until what is returned is dropped.
+    pub(super) fn register(&self) -> Registered {
+        let claim = Self {
+            lock: None,
+            out: self.out.clone(),
+            config_file: self.config_file,
+            made: self.made.clone(),
+            used: self.used,
+        };
+        if let Ok(mut all) = CLAIMS.lock() {
+            all.push(claim);
+        }
+        Registered(self.out.clone())
+    }
+
+    /// Whether the folder was one that can be given back, of which the files of a run are removed.
+    fn clear(&self) -> bool {
         let logged = std::fs::metadata(self.out.join(LOG_FILE)).is_ok_and(|log| log.len() > 0);
         if self.used || logged || !frugal_train::list(&self.out).is_empty() {
-            return;
+            return false;
         }
         for path in std::fs::read_dir(&self.out)
             .into_iter()
@@ -214,8 +238,7 @@ impl Claim {
                 Ok(())
             };
         }
-        self.lock = None;
-        self.remove_made();
+        true
     }
 
     /// Takes away the folders that were made for the claim, as far as nothing is in them.
@@ -224,6 +247,32 @@ impl Claim {
             // Fails if somebody else's file is there, as it should.
             let _ = std::fs::remove_dir(folder);
         }
+    }
+}
+
+/// Claims of runs that go on in this process.
+static CLAIMS: Mutex<Vec<Claim>> = Mutex::new(Vec::new());
+
+/// A claim is listed while this lives.
+pub(super) struct Registered(PathBuf);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Ok(mut all) = CLAIMS.lock() {
+            all.retain(|claim| claim.out != self.0);
+        }
+    }
+}
+
+/// For a program that ends at once: gives back the folders of runs that took no step, as after a
+/// failure. Folders with something of an earlier run stay as they are.
+pub fn abandon() {
+    // Not waited for: the program ends.
+    let Ok(all) = CLAIMS.try_lock() else { return };
+    for claim in all.iter().filter(|claim| claim.clear()) {
+        // The lock ends with the process; its file must not keep the folder.
+        let _ = std::fs::remove_file(claim.out.join(LOCK_FILE));
+        claim.remove_made();
     }
 }
 
@@ -311,6 +360,18 @@ mod tests {
         std::fs::write(folder.path().join("letter.txt"), "dear").unwrap();
         let file = claim(&folder.path().join("letter.txt"), "config.toml", false);
         assert!(matches!(file, Err(RunError::OutputIsFile { .. })));
+        #[cfg(unix)]
+        {
+            let [zero, link] = ["zero", "link"].map(|name| folder.path().join(name));
+            std::os::unix::fs::symlink("/dev/zero", &zero).unwrap();
+            let device = claim(&zero, "config.toml", false);
+            assert!(matches!(device, Err(RunError::OutputIsFile { .. })));
+            std::os::unix::fs::symlink("nowhere", &link).unwrap();
+            let told = claim(&link, "config.toml", false).unwrap_err().to_string();
+            assert!(told.contains("a link to what is not there"), "{told}");
+            std::fs::remove_file(zero).unwrap();
+            std::fs::remove_file(link).unwrap();
+        }
         assert!(matches!(claimed(false), Err(RunError::OutputExists { .. })));
         assert!(matches!(claimed(true), Err(RunError::NoRun { .. })));
         std::fs::create_dir(folder.path().join(CHECKPOINTS)).unwrap();
@@ -319,6 +380,26 @@ mod tests {
         std::fs::write(folder.path().join("config.toml"), "seed = 0").unwrap();
         assert!(claimed(true).is_ok());
         assert!(matches!(claimed(false), Err(RunError::OutputExists { .. })));
+    }
+
+    #[test]
+    fn a_run_that_is_ended_while_it_reads_leaves_no_folder_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("runs/first");
+        let claimed = claim(&out, "config.toml", false).unwrap();
+        let registered = claimed.register();
+        std::fs::write(out.join("config.toml"), "seed = 0").unwrap();
+        abandon();
+        assert!(!folder.path().join("runs").exists());
+        drop(registered);
+        drop(claimed);
+        // One with a step of its own stays.
+        let claimed = claim(&out, "config.toml", false).unwrap();
+        let registered = claimed.register();
+        std::fs::write(out.join(LOG_FILE), "{\"step\":1}\n").unwrap();
+        abandon();
+        assert!(out.join(LOG_FILE).exists());
+        drop((registered, claimed));
     }
 
     #[test]

@@ -25,7 +25,9 @@ pub(super) fn in_folder<T>(
     claim: Claim,
     work: impl FnOnce() -> Result<T, RunError>,
 ) -> Result<T, RunError> {
+    let waiting = claim.register();
     let done = work();
+    drop(waiting);
     match done {
         Err(_) => claim.give_back(),
         Ok(_) => drop(claim),
@@ -207,6 +209,7 @@ impl<'a> Job<'a> {
             experiment_name: self.name(),
             command: self.command.to_vec(),
             train_config: serde_json::to_value(config).unwrap_or_default(),
+            notes: trained.outcome.changes.clone(),
             ..RunInfo::default()
         }
     }

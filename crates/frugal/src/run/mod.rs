@@ -67,6 +67,7 @@ pub use export::{
     ExportFormat, export_adapter_gguf, export_gguf, merge_to_folder, merge_to_folder_as,
 };
 pub use fit::MemoryCheck;
+pub use folder::abandon;
 pub use forgetting::forgetting;
 pub use frugal_nn::ProblemType;
 pub use generate::{Continued, GenerateRequest, Piece, Prompt, generate};

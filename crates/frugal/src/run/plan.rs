@@ -61,6 +61,8 @@ pub fn plan(config: &TuneConfig, lookup: &Lookup) -> Result<Plan, RunError> {
     let (config, start) = Start::resolve(config)?;
     let config = &config;
     let prepared = prepare(config, lookup)?;
+    // What the run itself would refuse.
+    frugal_train::check_settings(&config.train, prepared.validation.is_some())?;
     if prepared.files.info().image.is_some() {
         return Err(RunError::Invalid(format!(
             "`{}`: what a run on images costs is not predicted: leave out the plan",

@@ -175,6 +175,13 @@ fn ask(
             );
             ui::note(args.output, &text);
         }
+        if task.kind == Kind::LoglikelihoodRolling && flags.num_fewshot.is_some_and(|k| k > 0) {
+            let text = format!(
+                "{}: `--num-fewshot` has no effect: texts are measured as they are, without examples",
+                task.name
+            );
+            ui::warn(args.output, &text);
+        }
         let context = Context {
             sandbox: sandbox.clone(),
             ..context(flags, folder)

@@ -141,7 +141,7 @@ pub fn longest(stretches: &[Stretch]) -> usize {
 }
 
 fn read(path: &Path) -> Result<(Text, Vec<u8>)> {
-    let bytes = frugal_core::fs::read(path)?;
+    let bytes = frugal_core::fs::read_data(path)?;
     let name = path.to_string_lossy();
     if name.ends_with(".jsonl") || name.ends_with(".jsonl.gz") {
         let text = |(i, item): (usize, Map<String, Value>)| match item.get("text") {

@@ -227,7 +227,7 @@ fn chosen(args: &Args) -> Result<Chosen> {
             notes: Vec::new(),
         });
     };
-    let bytes = frugal_core::fs::read(path)?;
+    let bytes = frugal_core::fs::read_data(path)?;
     let (runs, loss) = read_runs(path, &bytes, args.sequence_length)?;
     let fit = fit(&runs, args.excess, BOOTSTRAPS, 0).with_context(|| {
         format!(

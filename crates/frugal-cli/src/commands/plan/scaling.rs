@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         bail!("--loss must be above 0");
     }
     let fitted = args.runs.as_ref().map(|path| {
-        let points = read_points(path, &frugal_core::fs::read(path)?)?;
+        let points = read_points(path, &frugal_core::fs::read_data(path)?)?;
         fit(&points).with_context(|| {
             format!(
                 "{}: the {} runs do not decide the law: it needs at least six, of three sizes and three numbers of tokens, with losses that fall with both",

@@ -167,8 +167,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     args.kept.claim(Kind::Selection)?;
     let meter = Meter::start();
     let (known_bytes, new_bytes) = (
-        frugal_core::fs::read(&args.calibration)?,
-        frugal_core::fs::read(&args.test)?,
+        frugal_core::fs::read_data(&args.calibration)?,
+        frugal_core::fs::read_data(&args.test)?,
     );
     let read = |path: &Path, bytes: &[u8]| {
         samples::prepared(data::objects(path, bytes)?, args.filter.as_deref(), path)

@@ -69,6 +69,48 @@ fn a_file_that_unpacks_to_gigabytes_is_refused_early() {
 }
 
 #[test]
+fn one_text_of_a_small_packed_file_does_not_fill_the_memory() {
+    // Random enough to stay below what packing well may gain, in one line or one document.
+    let words: String = (0..1 << 16)
+        .map(|i| format!("{} ", i * 7919 % 65_521))
+        .collect();
+    let line = words.repeat(1 + (PACKED_TEXT / words.len()));
+    let document = line.replace(' ', "\n");
+    for (name, bytes) in [
+        ("line.txt.gz", gzip_fast(line.as_bytes())),
+        (
+            "document.txt.gz",
+            gzip_fast((document.clone() + "\n\nend").as_bytes()),
+        ),
+        (
+            "line.jsonl.gz",
+            gzip_fast(format!("{{\"text\": \"{line}\"}}").as_bytes()),
+        ),
+        (
+            "cell.json.gz",
+            gzip_fast(format!("[{{\"text\": \"{line}\"}}]").as_bytes()),
+        ),
+    ] {
+        let error = load_bytes(name, &bytes).unwrap_err().to_string();
+        assert!(
+            error.contains(name) && error.contains("more than 32 MiB"),
+            "{error}"
+        );
+    }
+    // The same without packing is what it is.
+    let data = load_bytes("document.txt", (document + "\n\nend").as_bytes()).unwrap();
+    assert_eq!(data.len(), 2);
+}
+
+const PACKED_TEXT: usize = 32 << 20;
+
+fn gzip_fast(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
 fn a_file_without_an_ending_is_told_by_its_first_bytes() {
     for (content, format) in [
         (ROWS, Format::Classification),

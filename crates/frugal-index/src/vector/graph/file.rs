@@ -61,7 +61,7 @@ pub(super) fn write(path: &Path, header: &Header, body: &[u8]) -> Result<(), Vec
 
 pub(super) fn read_header(path: &Path) -> Result<Header, VectorError> {
     let failed = || FileError::at(path, "cannot read");
-    let mut file = std::fs::File::open(path).map_err(failed())?;
+    let mut file = frugal_core::fs::open(path)?;
     let length = file.metadata().map_err(failed())?.len();
     let mut bytes = [0; HEADER];
     if file.read_exact(&mut bytes).is_err() {

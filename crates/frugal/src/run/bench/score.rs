@@ -129,7 +129,7 @@ pub fn score_record(
                 split: "test".into(),
                 source: data.display().to_string(),
                 examples: config.limit,
-                sha256: sha256(&frugal_core::fs::read(data)?),
+                sha256: sha256(&frugal_core::fs::read_data(data)?),
             }],
             package_info: [("frugal".to_owned(), env!("CARGO_PKG_VERSION").to_owned())].into(),
             system_info: SystemInfo::detect("cpu"),
