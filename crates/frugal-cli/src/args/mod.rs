@@ -16,8 +16,6 @@ use frugal::model::Quantize;
 use frugal::model::load::{LoadError, Lookup, read_json};
 use toml::{Table, Value};
 
-use crate::ui;
-
 pub use dtype::Dtype;
 pub use run::RunFlags;
 pub use texts::Texts;
@@ -258,22 +256,15 @@ pub struct Stop {
 }
 
 impl Sampling {
-    /// Says of flags that choose among likely tokens that none is chosen among at temperature 0.
-    pub fn warn_of_idle(&self, temperature: f32, output: Output) {
+    /// Flags that choose among likely tokens, where none is chosen among at this temperature.
+    pub fn idle(&self, temperature: f32) -> impl Iterator<Item = &'static str> {
         let given = [
             ("--top-k", self.top_k > 0),
             ("--top-p", self.top_p < 1.0),
             ("--min-p", self.min_p > 0.0),
         ];
-        for (flag, _) in given
-            .iter()
-            .filter(|(_, given)| *given && temperature == 0.0)
-        {
-            ui::warn(
-                output,
-                &format!("`{flag}` has no effect: at temperature 0 the likeliest token is taken"),
-            );
-        }
+        let idle = move |(flag, given)| (given && temperature == 0.0).then_some(flag);
+        given.into_iter().filter_map(idle)
     }
 
     /// As the library takes it.

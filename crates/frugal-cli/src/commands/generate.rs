@@ -86,7 +86,10 @@ pub fn needs_chat_template(tokenizer: &TextTokenizer, model: &str, instead: &str
 /// Generates and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
     let sampler = args.sampling.config(args.temperature);
-    args.sampling.warn_of_idle(args.temperature, args.output);
+    for flag in args.sampling.idle(args.temperature) {
+        let why = format!("`{flag}` has no effect: at temperature 0 the likeliest token is taken");
+        ui::warn(args.output, &why);
+    }
     sampler.validate()?;
     let (prompts, adapters): (Vec<String>, Vec<Option<PathBuf>>) = prompts(args)?
         .into_iter()

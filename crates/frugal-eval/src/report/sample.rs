@@ -42,6 +42,7 @@ pub(crate) fn report() -> RunReport {
                 }),
                 peft_config: json!({ "peft_type": "LORA", "r": 8 }),
                 error_msg: String::new(),
+                notes: Vec::new(),
             },
             train_info: TrainInfo {
                 peak_memory: Some(1_180_000_000),

@@ -48,18 +48,15 @@ pub(super) fn check(run: &TrainRun<'_>, objective: &dyn Objective) -> Result<(),
     objective::check(objective, Set::Train, run.model(), run.train)?;
     check_company(run, objective)?;
     check_mixture(run.config, run.train)?;
-    match run.validation {
-        Some(validation) => {
-            objective::check(objective, Set::Evaluation, run.model(), validation)?;
-            let known: Vec<&str> = objective.metrics().iter().map(|m| m.name).collect();
-            if !known.contains(&run.config.best_metric()) {
-                return Err(TrainError::Metric {
-                    name: run.config.metric_for_best_model.clone(),
-                    known: known.join(", "),
-                });
-            }
+    if let Some(validation) = run.validation {
+        objective::check(objective, Set::Evaluation, run.model(), validation)?;
+        let known: Vec<&str> = objective.metrics().iter().map(|m| m.name).collect();
+        if !known.contains(&run.config.best_metric()) {
+            return Err(TrainError::Metric {
+                name: run.config.metric_for_best_model.clone(),
+                known: known.join(", "),
+            });
         }
-        None => {}
     }
     let head = run.head.iter().flat_map(|head| head.parameters());
     let mut names: Vec<&str> = run
