@@ -426,4 +426,43 @@ mod tests {
         refused(StoredType::F16, 1e-9);
         StoredType::Bf16.check_deviation(1e30).unwrap();
     }
+
+    #[test]
+    fn weights_are_written_as_safetensors_does_but_for_the_mode_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let [ours, theirs] = ["ours", "theirs"].map(|name| folder.path().join(name));
+        let values: Vec<f32> = (0..12).map(|i| i as f32 / 7.0).collect();
+        let tensors = || {
+            let of = |name: &str, shape: &[usize], kind| {
+                let len: usize = shape.iter().product();
+                let values = values.clone();
+                (
+                    name.to_owned(),
+                    Stored::new(shape, kind, move || values[..len].to_vec()),
+                )
+            };
+            vec![
+                of("b", &[2, 3], StoredType::F16),
+                of("a", &[3, 4], StoredType::F32),
+                of("c", &[], StoredType::F32),
+                of("none", &[0], StoredType::Bf16),
+            ]
+        };
+        write_safetensors(&ours, tensors()).unwrap();
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors::serialize_to_file(tensors(), Some(metadata), &theirs).unwrap();
+        let read = |path| std::fs::read(path).unwrap();
+        assert_eq!(read(&ours), read(&theirs));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let usual = folder.path().join("usual");
+            std::fs::write(&usual, "").unwrap();
+            let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+            assert_eq!(mode(&ours), mode(&usual));
+            std::fs::set_permissions(&ours, std::fs::Permissions::from_mode(0o640)).unwrap();
+            write_safetensors(&ours, tensors()).unwrap();
+            assert_eq!(mode(&ours) & 0o777, 0o640);
+        }
+    }
 }

@@ -138,7 +138,7 @@ impl Model {
         if !folder.is_dir() {
             bail!("{}: no such folder", folder.display());
         }
-        if !file.is_file() {
+        if !file.exists() {
             if let Some(error) = LoadError::full_run(folder) {
                 return Err(error.into());
             }

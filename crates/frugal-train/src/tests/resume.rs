@@ -460,6 +460,51 @@ fn a_resume_with_other_settings_or_data_is_refused() {
 }
 
 #[test]
+fn a_run_that_was_made_longer_at_a_resume_is_not_told_as_one_that_went_through() {
+    let (backbone, data) = (backbone("llama"), data());
+    let folder = tempfile::tempdir().unwrap();
+    let run = |epochs, resume| {
+        let mut setup = setup(&*backbone, &data, folder.path());
+        (setup.config.epochs, setup.resume) = (epochs, resume);
+        setup.run().unwrap()
+    };
+    assert!(run(1.0, false).changes.is_empty());
+    assert!(run(1.0, true).changes.is_empty());
+    let longer = run(2.0, true).changes;
+    assert_eq!(longer.len(), 1);
+    assert!(longer[0].contains("resumed at step"), "{longer:?}");
+    // A later resume of the same length does not make it forgotten.
+    assert_eq!(run(2.0, true).changes, longer);
+}
+
+#[test]
+fn a_run_whose_folder_is_removed_ends_at_its_next_checkpoint() {
+    let (backbone, data) = (backbone("llama"), data());
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let mut setup = setup(&*backbone, &data, &out);
+    let trained = crate::train(TrainRun {
+        backbone: setup.backbone,
+        adapter: setup.adapter.as_mut(),
+        head: None,
+        train: setup.train,
+        validation: setup.validation,
+        config: &setup.config,
+        folder: setup.folder,
+        resume: false,
+        stop: &setup.stop,
+        observer: &mut |event: &Event| {
+            if matches!(event, Event::Step { step: 2, .. }) {
+                fs::remove_dir_all(&out).unwrap();
+            }
+        },
+    });
+    let told = format!("{:?}", trained.err());
+    assert!(told.contains("the folder of the run is gone"), "{told}");
+    assert!(!out.exists());
+}
+
+#[test]
 fn more_epochs_continue_a_finished_run() {
     let (backbone, data, folder) = (backbone("llama"), data(), tempfile::tempdir().unwrap());
     let done = setup(&*backbone, &data, folder.path()).run().unwrap().step;

@@ -19,6 +19,10 @@ impl Trainer<'_, '_> {
             }
             _ => (None, Vec::new()),
         };
+        if let Some(folder) = self.run.folder {
+            // Once only: a run whose folder is removed meanwhile does not make it again.
+            frugal_core::fs::create_dir(folder).map_err(CheckpointError::from)?;
+        }
         match (&found, self.run.folder) {
             (Some(checkpoint), _) => self.restore(checkpoint)?,
             (None, Some(folder)) if !skipped.is_empty() => {

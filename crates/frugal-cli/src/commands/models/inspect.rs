@@ -14,7 +14,7 @@ use crate::ui::{self, table};
 /// Shows a model, or an adapter if the folder is one.
 pub fn run(model: &str, offline: bool, output: Output) -> Result<()> {
     let folder = Path::new(model);
-    if folder.join(peft::CONFIG_FILE).is_file() {
+    if folder.join(peft::CONFIG_FILE).exists() {
         return inspect_adapter(folder, output);
     }
     inspect_model(&ModelFiles::open(model, &lookup(offline))?, output)
