@@ -161,7 +161,7 @@ fn devices_in_place_of_the_files_of_a_model_are_named() {
         }
         let _ = std::fs::remove_file(model.join(name));
         symlink("/dev/zero", model.join(name)).unwrap();
-        frugal_in(folder, &["generate", "-m", "model", "hello"])
+        frugal_in(folder, &["generate", "-m", "model", "-p", "hello"])
             .fails(&[name, "not a regular file"]);
     }
 }
