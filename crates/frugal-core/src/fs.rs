@@ -225,21 +225,12 @@ impl Temporary {
     /// Flushes it to disk and gives it its name and the permissions of the file that it replaces.
     ///
     /// # Errors
-    /// When the system cannot do so, or when another file was put under the temporary name, which
-    /// would have neither the permissions nor been flushed; the old file is then untouched.
+    /// When the system cannot do so; the old file is then untouched.
     pub fn persist(self) -> std::io::Result<()> {
         let Self { target, file } = self;
         #[cfg(unix)]
-        {
-            if !is_at(file.as_file(), file.path()) {
-                return Err(std::io::Error::other(format!(
-                    "what was being written, `{}`, is not there any more",
-                    file.path().display()
-                )));
-            }
-            if let Ok(old) = std::fs::metadata(&target) {
-                file.as_file().set_permissions(old.permissions())?;
-            }
+        if let Ok(old) = std::fs::metadata(&target) {
+            file.as_file().set_permissions(old.permissions())?;
         }
         file.as_file().sync_all()?;
         file.persist(&target).map_err(|e| e.error)?;

@@ -139,9 +139,10 @@ impl Stage {
             std::fs::rename(self.path.join(&name), &to)
                 .map_err(FileError::at(&to, "cannot write"))?;
         }
-        remove(&self.path)?;
-        remove(&list)?;
+        // Everything is in its place; a file system that keeps what is still open has an empty folder more.
         self.finished = true;
+        let _ = remove(&self.path);
+        remove(&list)?;
         Ok(())
     }
 

@@ -92,7 +92,8 @@ pub fn source_of(name_or_file: &str) -> Result<String, TemplateError> {
             known: names().collect::<Vec<_>>().join(", "),
         });
     }
-    String::from_utf8(crate::fs::read(path)?).map_err(|_| TemplateError::NotText(path.to_owned()))
+    String::from_utf8(crate::fs::read_data(path)?)
+        .map_err(|_| TemplateError::NotText(path.to_owned()))
 }
 
 impl ChatTemplate {

@@ -287,7 +287,7 @@ pub struct Problem {
 /// # Errors
 /// When the file cannot be read or lacks a column.
 pub fn problems(path: &Path) -> Result<Vec<Problem>, EnamelError> {
-    let bytes = frugal_core::fs::read(path)?;
+    let bytes = frugal_core::fs::read_data(path)?;
     let malformed = |e: csv::Error| EnamelError::Malformed {
         file: path.display().to_string(),
         reason: e.to_string(),
@@ -310,7 +310,7 @@ pub fn solutions(path: &Path, problems: usize) -> Result<Vec<Vec<String>>, Ename
         List(Vec<Vec<String>>),
         Object(std::collections::BTreeMap<String, Vec<String>>),
     }
-    let bytes = frugal_core::fs::read(path)?;
+    let bytes = frugal_core::fs::read_data(path)?;
     let malformed = |reason: String| EnamelError::Malformed {
         file: path.display().to_string(),
         reason,

@@ -439,7 +439,7 @@ impl RunFlags {
 
 /// The tables of a configuration file.
 fn read_table(path: &Path) -> Result<Table> {
-    let text = String::from_utf8(frugal_core::fs::read(path)?)
+    let text = String::from_utf8(frugal_core::fs::read_data(path)?)
         .with_context(|| format!("{}: cannot read", path.display()))?;
     // What is wrong in it is told with all other mistakes.
     Ok(toml::from_str(&text).unwrap_or_default())

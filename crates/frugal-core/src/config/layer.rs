@@ -42,7 +42,8 @@ impl Layer {
                 message,
             }]
         };
-        let bytes = fs::read(path).map_err(|e| whole(format!("{}: {}", e.action, e.source)))?;
+        let bytes =
+            fs::read_data(path).map_err(|e| whole(format!("{}: {}", e.action, e.source)))?;
         let text = String::from_utf8(bytes).map_err(|e| {
             let valid = e.utf8_error().valid_up_to();
             let line = e.as_bytes()[..valid]

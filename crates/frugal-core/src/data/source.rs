@@ -138,7 +138,7 @@ impl Source {
         if read > most {
             let hint = match self.packed {
                 true => {
-                    "which is the most for a line of a compressed file: unpack the file first if that is wanted"
+                    "that is the most for a line of a compressed file: unpack the file first if it is wanted"
                 }
                 false => "if the file is compressed or of another format, its name should say so",
             };

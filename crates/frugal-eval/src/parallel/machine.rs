@@ -98,7 +98,7 @@ impl Machine {
     /// # Errors
     /// A file that cannot be read, unknown or missing keys, values out of range.
     pub fn read(path: &Path) -> Result<Self, MachineError> {
-        let bytes = frugal_core::fs::read(path)?;
+        let bytes = frugal_core::fs::read_data(path)?;
         let name = path.display().to_string();
         let text = std::str::from_utf8(&bytes).map_err(|e| MachineError::Syntax {
             source_name: name.clone(),

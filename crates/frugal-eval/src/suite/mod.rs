@@ -164,7 +164,7 @@ impl Suite {
     /// # Errors
     /// A file that cannot be read or is not a suite.
     pub fn read(path: &Path) -> Result<Self, SuiteError> {
-        Self::parse(path, &String::from_utf8_lossy(&fs::read(path)?))
+        Self::parse(path, &String::from_utf8_lossy(&fs::read_data(path)?))
     }
 
     /// A suite from its text; `path` is what errors call it.

@@ -51,7 +51,7 @@ impl Task {
         let path = Path::new(name);
         let (mut task, folder) = match path.extension().and_then(|e| e.to_str()) {
             Some("toml") => {
-                let bytes = frugal_core::fs::read(path)?;
+                let bytes = frugal_core::fs::read_data(path)?;
                 let toml = String::from_utf8(bytes).map_err(|_| EvalError::Task {
                     task: name.into(),
                     reason: "not UTF-8 text".into(),

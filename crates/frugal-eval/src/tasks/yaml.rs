@@ -69,7 +69,7 @@ fn included(path: &Path, files: usize) -> Result<Mapping, EvalError> {
             "`include`: more than {MAX_FILES} files include one another"
         )));
     }
-    let bytes = frugal_core::fs::read(path)?;
+    let bytes = frugal_core::fs::read_data(path)?;
     super::yaml_depth::check(&bytes).map_err(fail)?;
     let mut own: Mapping = super::yaml_value::mapping(&bytes).map_err(fail)?;
     let names = match own.remove("include") {

@@ -475,6 +475,18 @@ fn a_run_that_was_made_longer_at_a_resume_is_not_told_as_one_that_went_through()
     assert!(longer[0].contains("resumed at step"), "{longer:?}");
     // A later resume of the same length does not make it forgotten.
     assert_eq!(run(2.0, true).changes, longer);
+
+    // Rates that do not depend on the length are those of a run that went through.
+    let folder = tempfile::tempdir().unwrap();
+    let constant = |epochs, resume| {
+        let mut setup = setup(&*backbone, &data, folder.path());
+        (setup.config.epochs, setup.resume) = (epochs, resume);
+        setup.config.lr_scheduler_type = Scheduler::Constant;
+        (setup.config.warmup_ratio, setup.config.warmup_steps) = (0.0, 0);
+        setup.run().unwrap().changes
+    };
+    assert!(constant(1.0, false).is_empty());
+    assert!(constant(2.0, true).is_empty());
 }
 
 #[test]

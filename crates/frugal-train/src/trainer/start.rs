@@ -133,9 +133,12 @@ impl Trainer<'_, '_> {
         let mut changes = checkpoint.state.changes.clone();
         let before = &checkpoint.state.config;
         let planned_before = self.batches.total_steps(before);
-        if planned_before != planned {
+        let rates = [(before, planned_before), (self.run.config, planned)]
+            .map(|(config, steps)| Schedule::new(config, steps));
+        let differs = |step| rates[0].lr(step).to_bits() != rates[1].lr(step).to_bits();
+        if planned_before != planned && (0..done).any(differs) {
             changes.push(format!(
-                "the run was resumed at step {done} as one of {planned} steps in place of {planned_before}: its learning rates before are those of the shorter run, so it is not what a run of {planned} steps without a break comes to"
+                "the run was resumed at step {done} as one of {planned} steps in place of {planned_before}: its learning rates before are those of a run of {planned_before} steps, so it is not what a run of {planned} steps without a break comes to"
             ));
         }
         self.state = TrainerState {

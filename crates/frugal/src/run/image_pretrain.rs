@@ -133,8 +133,9 @@ fn check_same_model(config: &PretrainConfig, folder: &Path) -> Result<(), RunErr
 }
 
 fn write_new(config: &PretrainConfig, folder: &Path) -> Result<(), RunError> {
-    let config_file = folder.join("config.json");
-    if config_file.exists() {
+    // A model without a run is left of a process that ended while it read its data.
+    let has_begun = config.out.join(RUN_FOLDER).exists();
+    if has_begun && folder.join("config.json").exists() {
         return Err(RunError::Invalid(format!(
             "{}: there is a model already: continue with `--resume`, or choose another folder",
             folder.display()
@@ -223,6 +224,16 @@ mod tests {
 
     fn go(config: &PretrainConfig, resume: bool, stop: bool) -> Result<Tuned, RunError> {
         pretrain_images(config, &[], resume, &AtomicBool::new(stop), &mut |_| {})
+    }
+
+    #[test]
+    fn a_model_without_a_run_is_of_a_process_that_ended_and_not_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        write_new(&config, &config.out.join(NEW_FOLDER)).unwrap();
+        go(&config, false, false).unwrap();
+        let said = go(&config, false, false).unwrap_err().to_string();
+        assert!(said.contains("there is a model already"), "{said}");
     }
 
     #[test]

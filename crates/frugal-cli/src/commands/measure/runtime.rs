@@ -206,7 +206,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 /// A fit that `--save` wrote.
 fn read(path: &Path) -> Result<Fitted> {
-    let bytes = frugal_core::fs::read(path)?;
+    let bytes = frugal_core::fs::read_data(path)?;
     let value: Value =
         serde_json::from_slice(&bytes).with_context(|| format!("{}: not JSON", path.display()))?;
     let fit = value.get("fit").unwrap_or(&value).clone();
