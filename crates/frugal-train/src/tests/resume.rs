@@ -466,6 +466,7 @@ fn a_run_that_was_made_longer_at_a_resume_is_not_told_as_one_that_went_through()
     let run = |epochs, resume| {
         let mut setup = setup(&*backbone, &data, folder.path());
         (setup.config.epochs, setup.resume) = (epochs, resume);
+        setup.config.lr_scheduler_type = Scheduler::Linear;
         setup.run().unwrap()
     };
     assert!(run(1.0, false).changes.is_empty());
