@@ -467,6 +467,7 @@ fn a_run_that_was_made_longer_at_a_resume_is_not_told_as_one_that_went_through()
         let mut setup = setup(&*backbone, &data, folder.path());
         (setup.config.epochs, setup.resume) = (epochs, resume);
         setup.config.lr_scheduler_type = Scheduler::Linear;
+        (setup.config.warmup_ratio, setup.config.warmup_steps) = (0.0, 0);
         setup.run().unwrap()
     };
     assert!(run(1.0, false).changes.is_empty());
