@@ -4,8 +4,8 @@ Usage: FRUGAL_DATA=DIR python benches/peers/bm25.py [--copies 4] [--pairs 5] [--
 
 The documents of DIR/scifact, each `--copies` times with one word more that tells the copies apart, and its queries, cut into words
 by the same rule beforehand (lower case, letters and digits), so that both sides have the same terms. Times contain splitting at
-blanks on both sides. Frugal's index is the one on disk that `frugal index` makes, flushed and crash-safe; `memory` is its exact
-index in memory on one thread. bm25s is used as its authors do for speed, with numba where that is installed. Both sides must find
+blanks on both sides. Frugal's index is the one on disk that `frugal index` makes, flushed and crash-safe; in memory are
+`Bm25Index` and its weights. bm25s is used as its authors do for speed, with numba where that is installed. Both sides must find
 documents of the same scores. Needs `bm25s` and `numpy`.
 """
 
@@ -76,14 +76,15 @@ def ranking(path):
     return found
 
 
-def compare(folder):
+def compare(folder, file):
     """Copies tie, so that scores are compared, place by place."""
-    ours, theirs = ranking(folder / "found.tsv"), ranking(folder / "bm25s.tsv")
+    ours, theirs = ranking(folder / file), ranking(folder / "bm25s.tsv")
     worst, places = 0.0, 0
     for query, found in theirs.items():
         # bm25s fills up with documents of score 0, which share no word with the query.
         found = [score for _, score in found if score > 0]
-        own = [score for _, score in ours.get(query, [])]
+        # The factor k1 + 1 of the first formula is in ours; Lucene and bm25s leave it out.
+        own = [score / (K1 + 1) for _, score in ours.get(query, [])]
         assert len(own) == len(found), (query, len(own), len(found))
         worst = max([worst, *(abs(a - b) / b for a, b in zip(own, found))])
         places += len(found)
@@ -118,7 +119,7 @@ def main():
         for _ in range(arguments.pairs):
             ours.append(run([program, str(folder), str(K), str(ROUNDS)]))
             theirs.append(run([sys.executable, __file__, "--peer", str(folder)]))
-        answers = compare(folder)
+        answers = {side: compare(folder, file) for side, file in (("frugal", "found.tsv"), ("frugal in memory", "found_in_memory.tsv"))}
     median = lambda runs, of: statistics.median(of(r) for r in runs)
     sides = {"frugal": (ours, "indexing", "queries"), "frugal in memory": (ours, "memory_indexing", "memory_queries"), "bm25s": (theirs, "indexing", "queries")}
     rates = {
@@ -132,7 +133,7 @@ def main():
         "what": f"BM25 over {len(documents)} documents, {len(queries)} queries, the {K} best",
         "bm25s": {"version": theirs[0]["version"], "backend": theirs[0]["backend"]},
         "rates": rates,
-        "ratios": {name: rates["frugal"][name] / rates["bm25s"][name] for name in rates["bm25s"]},
+        "ratios": {side: {name: rates[side][name] / rates["bm25s"][name] for name in rates["bm25s"]} for side in ("frugal", "frugal in memory")},
         "answers": answers,
         "runs": {"frugal": ours, "bm25s": theirs},
     }

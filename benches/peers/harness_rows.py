@@ -4,8 +4,8 @@ Usage: FRUGAL_DATA=DIR python benches/peers/harness_rows.py [--rows 200] [--writ
 
 The task files are the harness's own; its data sets come from a hub, so the rows are made in their form: questions, answers
 and passages of XQuAD, sentences of Gutenberg books, problems of GSM8K, with the eight examples that its task file gives.
-The models: SmolLM2-135M-Instruct, the same with a start token in front of every text, and the random Gemma of
-fixtures/harness. Fails where a prompt or a score differs, or a log-likelihood by more than 1e-3 nats and 1e-4 of its size; how many
+The models: SmolLM2-135M-Instruct, the same with a start token in front of every text, the random Gemma of fixtures/harness,
+and Gemma 3 270M (`frugal models fetch gemma3-270m`), whose texts begin with a start token. Fails where a prompt or a score differs, or a log-likelihood by more than 1e-3 nats and 1e-4 of its size; how many
 are more than 1e-3 nats away is told, with how far each side is there from the same model in double precision. Of a greedy text the scores must be equal, and the number of equal texts is told.
 
 No two rows of winogrande are one text: where a context with its continuation is that of another row, cut elsewhere, lm-eval 0.4.13
@@ -116,16 +116,28 @@ def rows(count, written):
     return made
 
 
-def models(folder):
+def saved(read, tokenizer, folder):
+    """What was read of GGUF is marked as quantized, and not saved: the same weights in a model without the mark."""
+    keys = {k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "dtype")}
+    model = type(read)(type(read.config)(**keys))
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def gemma(folder):
+    """Folder of Gemma 3 270M, as transformers reads its GGUF file."""
+    file = next((real.PARENT / "gemma3-270m").glob("*.gguf"))
+    read = hf.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    saved(read, hf.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), folder)
+    return folder
+
+
+def models(folder, numbers):
     """Name, folder and what the harness runs."""
     plain = folder / "smollm2"
-    read, tokenizer = real.smollm2(), real.smollm2_tokenizer()
-    # What was read of GGUF is marked as quantized, and not saved.
-    keys = {k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "dtype")}
-    model = hf.LlamaForCausalLM(hf.LlamaConfig(**keys))
-    model.load_state_dict(read.state_dict())
-    model.save_pretrained(plain)
-    tokenizer.save_pretrained(plain)
+    model = saved(real.smollm2(), real.smollm2_tokenizer(), plain)
     started = folder / "smollm2-start"
     model.save_pretrained(started)
     other = hf.AutoTokenizer.from_pretrained(plain)
@@ -134,7 +146,12 @@ def models(folder):
     other.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{start} $A", pair=f"{start} $A {start} $B", special_tokens=[(start, other.convert_tokens_to_ids(start))])
     other.save_pretrained(started)
-    for name, path in (("smollm2-135m", plain), ("smollm2-135m with a start token", started), ("random gemma3_text", ROOT / "fixtures/harness/gemma3_text")):
+    places = {"smollm2-135m": lambda: plain, "smollm2-135m with a start token": lambda: started,
+              "random gemma3_text": lambda: ROOT / "fixtures/harness/gemma3_text", "gemma3-270m": lambda: gemma(folder / "gemma3")}
+    for number, (name, place) in enumerate(places.items()):
+        if number not in numbers:
+            continue
+        path = place()
         loaded = hf.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         yield name, path, HFLM(pretrained=loaded, tokenizer=hf.AutoTokenizer.from_pretrained(path), batch_size=8, max_length=2048)
 
@@ -220,7 +237,7 @@ def main():
     options.add_argument("--rows", type=int, default=200)
     options.add_argument("--written", type=int, default=20)
     options.add_argument("--tasks", default=",".join(FILES))
-    options.add_argument("--models", type=int, nargs="*", default=[0, 1, 2], help="numbers of the models, in the order above")
+    options.add_argument("--models", type=int, nargs="*", default=[0, 1, 2, 3], help="numbers of the models, in the order above")
     options.add_argument("--frugal", default=str(ROOT / "target/release/frugal"))
     options = options.parse_args()
     data = rows(options.rows, options.written)
@@ -230,9 +247,7 @@ def main():
     body = {"versions": versions, "bound_nats": BOUND, "bound_of_size": OF_SIZE, "models": before}
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
-        for number, (name, path, lm) in enumerate(models(Path(scratch))):
-            if number not in options.models:
-                continue
+        for name, path, lm in models(Path(scratch), options.models):
             folder = Path(scratch) / name.replace(" ", "-")
             folder.mkdir(exist_ok=True)
             body["models"][name] = {}

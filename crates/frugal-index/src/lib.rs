@@ -36,7 +36,7 @@ mod top_k;
 mod vector;
 
 pub use analyzer::Analyzer;
-pub use bm25::{Bm25, Bm25Index};
+pub use bm25::{Bm25, Bm25Index, Bm25Weights};
 pub use corpus::{CorpusOptions, CorpusReport, Skipped, read_corpus, read_queries};
 pub use document::Document;
 pub use error::IndexError;

@@ -8,6 +8,10 @@ use crate::analyzer::Analyzer;
 use crate::error::IndexError;
 use crate::top_k::{Scored, TopK};
 
+mod weights;
+
+pub use weights::Bm25Weights;
+
 /// The constants of BM25.
 ///
 /// Score of a document for a query: the sum over the query's terms of
@@ -101,6 +105,11 @@ impl Bm25Index {
         self.lengths.push(length);
     }
 
+    fn mean_length(&self) -> f64 {
+        let total: u64 = self.lengths.iter().map(|l| u64::from(*l)).sum();
+        total as f64 / (self.lengths.len() as f64).max(1.0)
+    }
+
     /// Number of documents.
     pub fn len(&self) -> usize {
         self.lengths.len()
@@ -123,9 +132,7 @@ impl Bm25Index {
         constants: Bm25,
     ) -> Result<Vec<(usize, f64)>, IndexError> {
         let constants = constants.check()?;
-        let count = self.lengths.len() as u64;
-        let total: u64 = self.lengths.iter().map(|l| u64::from(*l)).sum();
-        let mean = total as f64 / (count as f64).max(1.0);
+        let (count, mean) = (self.lengths.len() as u64, self.mean_length());
         let mut scores: HashMap<u32, f64> = HashMap::new();
         self.analyzer.each(query, |term| {
             let list = self.postings.get(term).map_or(&[][..], Vec::as_slice);
