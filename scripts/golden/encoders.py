@@ -196,4 +196,5 @@ def main():
     (OUT / "cross" / "expected.json").write_text(json.dumps(expected) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

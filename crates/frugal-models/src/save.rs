@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::io::Write;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use frugal_core::fs::{FileError, Temporary};
+pub use frugal_formats::safetensors::write_tensors;
 use frugal_media::PROCESSOR_FILE;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
+use safetensors::tensor::{Dtype, View};
 use serde::{Deserialize, Serialize};
 
 use crate::architecture::ModelConfig;
@@ -232,51 +232,6 @@ impl View for Watched<'_, '_> {
     fn data_len(&self) -> usize {
         self.stored.data_len()
     }
-}
-
-/// Writes a safetensors file into one that is open, one tensor after the other, so that memory holds
-/// a copy of one at a time: byte for byte what `safetensors::serialize_to_file` writes, which puts a
-/// new file, readable by its owner alone, in place of the one of that name.
-///
-/// # Errors
-/// When the system cannot write it, or a tensor does not have the length that it tells.
-pub fn write_tensors<V: View>(
-    file: &mut std::fs::File,
-    tensors: impl IntoIterator<Item = (String, V)>,
-    metadata: Option<HashMap<String, String>>,
-) -> std::io::Result<()> {
-    let mut tensors: Vec<_> = tensors.into_iter().collect();
-    tensors.sort_by(|(left_name, left), (right_name, right)| {
-        let types = right.dtype().cmp(&left.dtype());
-        types.then_with(|| left_name.cmp(right_name))
-    });
-    let mut end = 0;
-    let told = tensors.iter().map(|(name, tensor)| {
-        let start = end;
-        end += tensor.data_len();
-        let told = TensorInfo {
-            dtype: tensor.dtype(),
-            shape: tensor.shape().to_vec(),
-            data_offsets: (start, end),
-        };
-        (name.clone(), told)
-    });
-    let told = told.collect();
-    let header = Metadata::new(metadata, told).map_err(std::io::Error::other)?;
-    let mut header = serde_json::to_vec(&header)?;
-    header.resize(header.len().next_multiple_of(size_of::<u64>()), b' ');
-    let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
-    for (name, tensor) in &tensors {
-        let data = tensor.data();
-        if data.len() != tensor.data_len() {
-            let wrong = format!("the tensor `{name}` has {} bytes", data.len());
-            return Err(std::io::Error::other(wrong));
-        }
-        out.write_all(&data)?;
-    }
-    out.flush()
 }
 
 /// Writes a safetensors file under a temporary name, flushes it to disk and renames it.

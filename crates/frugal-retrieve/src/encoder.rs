@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::RetrieveError;
 use crate::modules::{self, Modules};
+use crate::prompt::Prompt;
 
 /// Tokens of a batch, unless one text has more: activations stay in the caches of a processor, which
 /// makes a small encoder up to a quarter faster than batches of thousands.
@@ -46,20 +47,6 @@ pub struct Encoder {
     truncate_dim: Option<usize>,
     max_length: usize,
     fingerprint: String,
-}
-
-/// What goes before a text.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Prompt {
-    /// The model's own default, which is mostly nothing.
-    #[default]
-    Default,
-    /// Nothing.
-    None,
-    /// The model's prompt of this name.
-    Named(String),
-    /// This text.
-    Text(String),
 }
 
 /// How vectors are made.
@@ -209,32 +196,7 @@ impl Encoder {
     /// # Errors
     /// [`RetrieveError::UnknownPrompt`].
     pub fn prompt<'a>(&'a self, prompt: &'a Prompt) -> Result<&'a str, RetrieveError> {
-        let named = |name: &str| {
-            let found = self.modules.prompts.get(name).map(String::as_str);
-            found.ok_or_else(|| RetrieveError::UnknownPrompt {
-                name: name.into(),
-                known: match self.modules.prompts.len() {
-                    0 => "none".into(),
-                    _ => self
-                        .modules
-                        .prompts
-                        .keys()
-                        .cloned()
-                        .collect::<Vec<_>>()
-                        .join(", "),
-                },
-            })
-        };
-        match prompt {
-            Prompt::Default => self
-                .modules
-                .default_prompt_name
-                .as_deref()
-                .map_or(Ok(""), named),
-            Prompt::None => Ok(""),
-            Prompt::Named(name) => named(name),
-            Prompt::Text(text) => Ok(text),
-        }
+        self.modules.prompt(prompt)
     }
 
     /// Vectors `[texts, dimension]` in the order of the texts; texts of like length share a batch.

@@ -81,6 +81,9 @@ pub enum RetrieveError {
     /// In-context ranking that cannot be done this way.
     #[error("in-context ranking: {0}")]
     BlockRank(String),
+    /// A sparse encoder that is not computed here.
+    #[error("sparse encoder: {0}")]
+    Sparse(String),
     /// Generation.
     #[error(transparent)]
     Decode(#[from] frugal_decode::DecodeError),

@@ -14,9 +14,11 @@ mod modules;
 pub mod parametric;
 pub mod perk;
 mod pooling;
+mod prompt;
 pub mod prp;
 pub mod rag;
 mod readout;
+mod sparse;
 mod stored;
 mod vectors;
 
@@ -25,9 +27,11 @@ pub use collection::{
     BuildOptions, BuildReport, Collection, SearchMode, SearchOptions, StoredEncoder, build,
     stored_encoder,
 };
-pub use encoder::{EmbedOptions, Embeddings, Encoder, EncoderRequest, Prompt};
+pub use encoder::{EmbedOptions, Embeddings, Encoder, EncoderRequest};
 pub use error::RetrieveError;
 pub use modules::{Activation, DenseModule, Modules};
 pub use pooling::{PoolingMode, SentencePooling};
+pub use prompt::Prompt;
+pub use sparse::{SparseEmbeddings, SparseEncoder, SparsePooling};
 pub use stored::{StoreCollection, build_store, encoder_of_store};
 pub use vectors::{Elements, Precision, Vectors};

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::RetrieveError;
 use crate::pooling::SentencePooling;
+use crate::prompt::Prompt;
 
 /// What is done to pooled vectors by a `Dense` module: `f(x Wᵀ + b)`.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,11 +64,22 @@ pub struct Modules {
 /// Beside the modules: prompts, and to how many dimensions vectors are cut.
 const SETTINGS: &str = "config_sentence_transformers.json";
 
+/// What is asked of the transformer, and which of its outputs goes on: by an encoder of vectors, and
+/// by a sparse one.
+const HIDDEN_STATES: [&str; 2] = ["feature-extraction", "last_hidden_state"];
+const LOGITS: [&str; 2] = ["fill-mask", "logits"];
+
 fn wrong(path: &Path, reason: impl Into<String>) -> RetrieveError {
     RetrieveError::Module {
         path: path.into(),
         reason: reason.into(),
     }
+}
+
+/// Whether a path of a module stays in the model's folder.
+pub(crate) fn is_inside(path: &str) -> bool {
+    let mut parts = Path::new(path).components();
+    parts.all(|part| matches!(part, std::path::Component::Normal(_)))
 }
 
 /// `truncate_dim` of the folder of a sentence-transformers model.
@@ -114,16 +126,13 @@ impl Modules {
                 return Err(wrong(&path, format!("module {i} has no `type`")));
             };
             let inside = text("path").unwrap_or_default();
-            if Path::new(inside)
-                .components()
-                .any(|part| !matches!(part, std::path::Component::Normal(_)))
-            {
+            if !is_inside(inside) {
                 return Err(wrong(&path, format!("`path` {inside:?} leads elsewhere")));
             }
             let inside = folder.join(inside);
             let name = kind.rsplit('.').next().unwrap_or(kind);
             match (name, i, pooled) {
-                ("Transformer", 0, _) => found.read_transformer(&inside)?,
+                ("Transformer", 0, _) => found.read_transformer(&inside, HIDDEN_STATES)?,
                 ("Pooling", 1.., false) => {
                     let config = inside.join("config.json");
                     found.pooling = SentencePooling::read(&config, &read_json(&config)?)?;
@@ -134,6 +143,10 @@ impl Modules {
                 }
                 ("Normalize", _, true) => found.normalize = true,
                 ("Dropout", _, _) => {}
+                ("SpladePooling", ..) => {
+                    let reason = "module `SpladePooling` makes weights of words, not vectors: `frugal embed --sparse` computes them";
+                    return Err(wrong(&path, reason));
+                }
                 _ => {
                     let reason = format!(
                         "module {i} is `{kind}`: Transformer, Pooling, Dense and Normalize are computed, in this order"
@@ -149,7 +162,28 @@ impl Modules {
         Ok(found)
     }
 
-    fn read_transformer(&mut self, folder: &Path) -> Result<(), RetrieveError> {
+    /// What the folder of a sparse encoder, and that of its transformer, say about texts.
+    ///
+    /// # Errors
+    /// As [`Modules::read`].
+    pub(crate) fn of_masked_model(
+        folder: &Path,
+        transformer: &Path,
+    ) -> Result<Self, RetrieveError> {
+        let mut found = Self {
+            found: true,
+            ..Self::default()
+        };
+        found.read_transformer(transformer, LOGITS)?;
+        found.read_prompts(&folder.join(SETTINGS))?;
+        Ok(found)
+    }
+
+    fn read_transformer(
+        &mut self,
+        folder: &Path,
+        [task, output]: [&str; 2],
+    ) -> Result<(), RetrieveError> {
         let path = folder.join("sentence_bert_config.json");
         if !path.is_file() {
             return Ok(());
@@ -171,12 +205,12 @@ impl Modules {
                     None => return refused(),
                 },
                 ("do_lower_case", Value::Bool(lower)) => self.do_lower_case = *lower,
-                ("transformer_task", Value::String(task)) if task == "feature-extraction" => {}
+                ("transformer_task", Value::String(found)) if found == task => {}
                 ("module_output_name", Value::String(name)) if name == "token_embeddings" => {}
                 ("modality_config", Value::Object(kinds)) => {
                     let of = |key: &str| kinds.get("text").and_then(|text| text.get(key)?.as_str());
-                    let output = of("method_output_name").unwrap_or("last_hidden_state");
-                    if of("method") != Some("forward") || output != "last_hidden_state" {
+                    let found = of("method_output_name").unwrap_or(HIDDEN_STATES[1]);
+                    if of("method") != Some("forward") || found != output {
                         return refused();
                     }
                 }
@@ -211,6 +245,29 @@ impl Modules {
             self.default_prompt_name = Some(name.into());
         }
         Ok(())
+    }
+
+    /// The text that goes before each text.
+    ///
+    /// # Errors
+    /// [`RetrieveError::UnknownPrompt`].
+    pub fn prompt<'a>(&'a self, prompt: &'a Prompt) -> Result<&'a str, RetrieveError> {
+        let named = |name: &str| {
+            let found = self.prompts.get(name).map(String::as_str);
+            found.ok_or_else(|| RetrieveError::UnknownPrompt {
+                name: name.into(),
+                known: match self.prompts.len() {
+                    0 => "none".into(),
+                    _ => self.prompts.keys().cloned().collect::<Vec<_>>().join(", "),
+                },
+            })
+        };
+        match prompt {
+            Prompt::Default => self.default_prompt_name.as_deref().map_or(Ok(""), named),
+            Prompt::None => Ok(""),
+            Prompt::Named(name) => named(name),
+            Prompt::Text(text) => Ok(text),
+        }
     }
 
     /// Width of the vectors over a model of this width.

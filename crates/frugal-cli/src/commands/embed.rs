@@ -9,8 +9,9 @@ use clap::ValueEnum;
 use frugal::model::Quantize;
 use frugal::retrieve::{
     EmbedOptions, Embeddings, Encoder, EncoderRequest, Precision, Prompt, RetrieveError,
+    SparseEncoder,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::{Dtype, Machine, Model, Output, Texts};
 use crate::outcome::Outcome;
@@ -22,10 +23,12 @@ Examples:
   frugal embed --model minilm-l6 --text \"a first text\" --text \"a second\"
   frugal embed --model minilm-l6 --data texts.jsonl --out vectors.safetensors
   frugal embed --model minilm-l6 --data texts.csv --column text=title --out vectors.npy --quantize int8
+  frugal embed --model splade-tiny --sparse --text \"wing flutter\"
 
 Pooling, layers, normalisation, prompts and the longest text are those of the model's \
 sentence-transformers folder (`modules.json`); a model without one is pooled by the mean of its \
-tokens. Longer texts are cut, and how many were is said.";
+tokens. Longer texts are cut, and how many were is said. With --sparse the model is a masked language \
+model that weighs entries of its vocabulary (SPLADE); each text gives those above 0, the heaviest first.";
 
 /// Elements of the vectors that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,6 +81,9 @@ pub struct Args {
     /// Keep the first N dimensions (Matryoshka models)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Vectors")]
     truncate_dim: Option<u32>,
+    /// Weigh entries of the vocabulary (learned sparse encoder) in place of making a vector
+    #[arg(long, conflicts_with_all = ["normalize", "truncate_dim", "elements"], help_heading = "Vectors")]
+    sparse: bool,
     /// Elements of the vectors: float32, int8 or uint8 (with the range of each dimension), binary or
     /// ubinary (eight dimensions to a byte)
     #[arg(
@@ -148,14 +154,17 @@ impl Args {
         Ok(format)
     }
 
-    fn options(&self) -> EmbedOptions {
-        let prompt = match (&self.prompt, &self.prompt_name) {
+    fn prompt(&self) -> Prompt {
+        match (&self.prompt, &self.prompt_name) {
             (Some(text), _) => Prompt::Text(text.clone()),
             (None, Some(name)) => Prompt::Named(name.clone()),
             (None, None) => Prompt::Default,
-        };
+        }
+    }
+
+    fn options(&self) -> EmbedOptions {
         EmbedOptions {
-            prompt,
+            prompt: self.prompt(),
             normalize: self.normalize,
             truncate_dim: self.truncate_dim.map(|n| n as usize),
         }
@@ -176,6 +185,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         max_length: args.max_length.map(|n| n as usize),
         quantize: args.dtype.map_or(args.quantize_weights, Dtype::quantize),
     };
+    if args.sparse {
+        return sparse(args, format, &request, &texts);
+    }
     let stop = interrupt::flag("");
     let phase = Phase::new(args.output, format!("reading {model}"));
     let encoder = Encoder::open(&request, &args.machine.lookup(), &args.machine.device()?)?;
@@ -202,17 +214,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
         found => found?,
     };
     let seconds = begin.elapsed().as_secs_f64();
-    if embeddings.truncated > 0 {
-        ui::warn(
-            args.output,
-            &format!(
-                "{} of {} texts have more than {} tokens and were cut",
-                embeddings.truncated,
-                texts.len(),
-                encoder.max_length()
-            ),
-        );
-    }
+    warn_of_cut(
+        args,
+        embeddings.truncated,
+        texts.len(),
+        encoder.max_length(),
+    );
     write(args, format, &encoder, &texts, &embeddings)?;
     if let Some(out) = &args.out {
         let dimension = embeddings.dimension;
@@ -233,6 +240,84 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 texts.len() as f64 / seconds.max(1e-9)
             ));
         }
+    }
+    Ok(Outcome::Done)
+}
+
+fn warn_of_cut(args: &Args, truncated: usize, texts: usize, max_length: usize) {
+    if truncated > 0 {
+        ui::warn(
+            args.output,
+            &format!(
+                "{truncated} of {texts} texts have more than {max_length} tokens and were cut"
+            ),
+        );
+    }
+}
+
+/// Weights of vocabulary entries in place of vectors.
+fn sparse(
+    args: &Args,
+    format: Format,
+    request: &EncoderRequest,
+    texts: &[String],
+) -> Result<Outcome> {
+    if format != Format::Jsonl {
+        bail!("--sparse: weights of words go to standard output or to a file that ends in .jsonl");
+    }
+    let stop = interrupt::flag("");
+    let phase = Phase::new(args.output, format!("reading {}", request.model));
+    let encoder = SparseEncoder::open(request, &args.machine.lookup(), &args.machine.device()?)?;
+    drop(phase);
+    let refs: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let begin = Instant::now();
+    let mut counter = Counter::new(args.output, "texts", refs.len() as u64, 0);
+    let found = encoder.embed(&refs, &args.prompt(), &mut |done| {
+        counter.advance(done);
+        !interrupt::asked(&stop)
+    });
+    drop(counter);
+    let found = match found {
+        Err(RetrieveError::Interrupted) => return Ok(Outcome::Interrupted),
+        found => found?,
+    };
+    let seconds = begin.elapsed().as_secs_f64();
+    warn_of_cut(args, found.truncated, texts.len(), encoder.max_length());
+    let lines = || {
+        texts.iter().zip(&found.rows).map(|(text, row)| {
+            let name = |id: u32| encoder.token(id).unwrap_or_else(|| format!("[{id}]"));
+            let weights: serde_json::Map<String, Value> = row
+                .iter()
+                .map(|(id, weight)| (name(*id), (*weight).into()))
+                .collect();
+            json!({ "text": text, "weights": weights }).to_string()
+        })
+    };
+    let Some(out) = &args.out else {
+        lines().for_each(|line| ui::print(&line));
+        return Ok(Outcome::Done);
+    };
+    frugal_core::fs::write_atomic_with(out, |file| {
+        lines().try_for_each(|line| writeln!(file, "{line}"))
+    })?;
+    let entries: usize = found.rows.iter().map(Vec::len).sum();
+    let mean = entries as f64 / texts.len().max(1) as f64;
+    if args.output.json {
+        let summary = json!({
+            "out": out,
+            "texts": texts.len(),
+            "mean_entries": mean,
+            "truncated": found.truncated,
+            "seconds": seconds,
+        });
+        ui::print(&summary.to_string());
+    } else {
+        ui::print(&format!(
+            "{}: {} texts with {mean:.1} entries on average, {:.0} texts/s",
+            out.display(),
+            texts.len(),
+            texts.len() as f64 / seconds.max(1e-9)
+        ));
     }
     Ok(Outcome::Done)
 }

@@ -244,6 +244,10 @@ impl FetchProgress {
                     bar.set_position(done);
                 }
             }
+            fetch::Progress::Convert { file } => {
+                self.clear();
+                ui::say(&format!("converting the weights into {file}"));
+            }
         }
     }
 

@@ -40,6 +40,7 @@ const COMMANDS: &[&[&str]] = &[
     &["methods", "show"],
     &["models"],
     &["models", "fetch"],
+    &["models", "convert"],
     &["models", "inspect"],
     &["doctor"],
     &["completions"],

@@ -4,6 +4,7 @@ use frugal_core::fs::FileError;
 use thiserror::Error;
 
 use super::registry::MODELS;
+use crate::onnx::ConvertError;
 
 /// Why a model could not be fetched.
 #[derive(Debug, Error)]
@@ -66,6 +67,9 @@ pub enum FetchError {
         /// Size or hash found.
         found: String,
     },
+    /// Weights that cannot be converted.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
     /// A file or folder in the cache.
     #[error(transparent)]
     File(#[from] FileError),

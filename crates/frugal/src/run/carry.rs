@@ -261,7 +261,7 @@ fn copy_entries(
     Ok(())
 }
 
-fn copy_file(from: &Path, to: &Path) -> Result<(), FileError> {
+pub(super) fn copy_file(from: &Path, to: &Path) -> Result<(), FileError> {
     let mut file = std::fs::File::open(from).map_err(FileError::at(from, "cannot read"))?;
     frugal_core::fs::write_atomic_with(to, |out| std::io::copy(&mut file, out).map(|_| ()))
 }

