@@ -185,7 +185,7 @@ impl Optimizer for AdamW {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::optim::{OptimizerError, OptimizerStep, ParamGroup};
+    use crate::optim::{OptimizerError, OptimizerStep, ParamGroup, squares};
     use burn::prelude::*;
     use frugal_nn::GradientSum;
 
@@ -200,7 +200,7 @@ mod tests {
     ) -> Result<f64, OptimizerError> {
         let mut gradients = GradientSum::default();
         gradients.insert(parameter.name(), gradient.to_vec());
-        optimizer.step(vec![parameter], &gradients, 0.1)
+        optimizer.step(vec![parameter], &gradients, &squares(&gradients), 0.1)
     }
 
     fn state(optimizer: &OptimizerStep) -> String {

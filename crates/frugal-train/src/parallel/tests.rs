@@ -272,12 +272,12 @@ fn owners_are_balanced_by_size_and_take_their_own_state() {
         ("e", 10),
     ];
     let shares = on_all(2, |group| {
-        let mut group = Group::new(group, true);
+        let mut group = Group::new(group, Layout::data(2, 1)).unwrap();
         let parameters: Vec<Parameter> = sizes.iter().map(|(n, s)| parameter(n, *s)).collect();
         let all: Vec<&Parameter> = parameters.iter().collect();
-        group.assign(&all);
+        group.assign(&all, |_| vec![0]);
         let optimizer = made(&TrainConfig::default()).unwrap();
-        let report = group.report(&all, optimizer.as_ref());
+        let report = group.report(&all, optimizer.as_ref()).unwrap();
         // 190 values of two moments of four bytes, 95 on each rank by hand: 70+20(+...), 50+30+...
         let sum: u64 = report.optimizer_bytes.iter().sum();
         assert_eq!(sum, 190 * 8);
@@ -302,7 +302,7 @@ fn rows_are_shared_by_tokens_and_each_once() {
     let tokens = |row: u32| 1 + (row as usize * 7) % 13;
     for world in [2, 3, 4] {
         let shares = on_all(world, |group| {
-            let group = Group::new(group, false);
+            let group = Group::new(group, Layout::data(world, 0)).unwrap();
             assert!(group.share(&[], tokens).is_empty());
             // A single row is one rank's.
             let single = group.share(&[3], tokens).len();
@@ -323,7 +323,7 @@ fn rows_are_shared_by_tokens_and_each_once() {
 #[test]
 fn a_gradient_that_only_one_rank_has_counts() {
     on_all(3, |group| {
-        let mut group = Group::new(group, false);
+        let mut group = Group::new(group, Layout::data(world, 0)).unwrap();
         let rank = group.rank();
         let parameters = [
             ("a".to_owned(), 2),
