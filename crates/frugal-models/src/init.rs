@@ -60,9 +60,8 @@ pub fn hollow_weights(config: &ModelConfig, device: &Device) -> MemorySource {
     let mut source = MemorySource::default();
     for (_, site) in config.sites().iter().filter(|(_, s)| !s.tied) {
         let (name, shape) = (site.weight_name(), site.stored_shape());
-        let matrix = |rows: usize, cols: usize| {
-            Tensor::<2>::zeros([1, 1], device).expand([rows, cols])
-        };
+        let matrix =
+            |rows: usize, cols: usize| Tensor::<2>::zeros([1, 1], device).expand([rows, cols]);
         let vector = |len: usize| Tensor::<1>::zeros([1], device).expand([len]);
         match *shape {
             [n] => source.insert_vector(name, vector(n)),

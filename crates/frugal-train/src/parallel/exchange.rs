@@ -135,7 +135,10 @@ impl Group {
             let mut flags = all.iter().filter_map(|said| said.get(8 + i));
             flags.any(|flag| *flag == 1)
         });
-        Ok((total, wanted.map(|(_, parameter)| parameter.clone()).collect()))
+        Ok((
+            total,
+            wanted.map(|(_, parameter)| parameter.clone()).collect(),
+        ))
     }
 
     /// Parameters by the ranks that compute with them, in the same order on all.
@@ -159,7 +162,10 @@ impl Group {
         if self.layout.zero < 2 && self.layout.pipeline == 1 {
             return Ok(own);
         }
-        let index: BTreeMap<&str, u32> = (0..).zip(parameters).map(|(i, p)| (p.0.as_str(), i)).collect();
+        let index: BTreeMap<&str, u32> = (0..)
+            .zip(parameters)
+            .map(|(i, p)| (p.0.as_str(), i))
+            .collect();
         let mut message = Vec::new();
         for (name, square) in &own {
             if let Some(index) = index.get(name.as_str()) {
@@ -312,7 +318,8 @@ impl Group {
     ) -> Result<(), ParallelError> {
         const WHAT: &str = "parameters after a step";
         self.agree(more, WHAT)?;
-        let is_shared = |(name, _): &&Sized| self.layout.zero < 3 || !self.places.contains_key(name);
+        let is_shared =
+            |(name, _): &&Sized| self.layout.zero < 3 || !self.places.contains_key(name);
         let shared = parameters.iter().filter(is_shared).cloned().collect();
         for (holders, parameters) in self.by_holders(shared) {
             let own = match holders.contains(&self.rank()) {

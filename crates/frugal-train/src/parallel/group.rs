@@ -149,8 +149,16 @@ impl Group {
             for rank in 0..world {
                 let holds = place.is_none_or(|place| place.holders.contains(&rank));
                 let updates = holds && place.is_none_or(|p| p.owner.is_none_or(|o| o == rank));
-                kept[rank] += if updates || holds && zero < 3 { size } else { 0 };
-                gradients[rank] += if updates || holds && zero < 2 { size } else { 0 };
+                kept[rank] += if updates || holds && zero < 3 {
+                    size
+                } else {
+                    0
+                };
+                gradients[rank] += if updates || holds && zero < 2 {
+                    size
+                } else {
+                    0
+                };
                 states[rank] += if updates { state } else { 0 };
             }
         }

@@ -54,7 +54,10 @@ impl Layout {
     pub fn check(self) -> Result<(), ParallelError> {
         let refused = |reason: String| Err(ParallelError::Join { reason });
         if self.zero > 3 {
-            return refused(format!("`zero={}`: the stages of ZeRO are 0 to 3", self.zero));
+            return refused(format!(
+                "`zero={}`: the stages of ZeRO are 0 to 3",
+                self.zero
+            ));
         }
         if self.data == 0 || self.pipeline == 0 || self.micro_batches == 0 {
             return refused("`data`, `pipeline` and `micro` are at least 1".into());
@@ -160,8 +163,20 @@ mod tests {
         assert_eq!((whole.world(), whole.stage(3), whole.replica(3)), (4, 1, 1));
         for (layout, word) in [
             (Layout { zero: 3, ..whole }, "`zero=3`"),
-            (Layout { zero: 4, ..Layout::data(2, 0) }, "`zero=4`"),
-            (Layout { pipeline: 1, ..whole }, "`micro=4`"),
+            (
+                Layout {
+                    zero: 4,
+                    ..Layout::data(2, 0)
+                },
+                "`zero=4`",
+            ),
+            (
+                Layout {
+                    pipeline: 1,
+                    ..whole
+                },
+                "`micro=4`",
+            ),
         ] {
             let error = layout.check().unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

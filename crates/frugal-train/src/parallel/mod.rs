@@ -52,9 +52,9 @@ mod tests;
 pub use collective::Collective;
 pub use error::ParallelError;
 pub use group::{Group, ParallelReport};
-pub use layout::Layout;
 pub use hello::{RunIdentity, random_bytes};
+pub use layout::Layout;
 pub use tcp::{MAX_WORLD, Patience, TcpGroup, listen};
 
-pub(crate) use layout::{Action, blocks_of, one_forward_one_backward};
 pub(crate) use group::{StartOf, joined, owned, state_bytes};
+pub(crate) use layout::{Action, blocks_of, one_forward_one_backward};

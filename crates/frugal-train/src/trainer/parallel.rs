@@ -282,7 +282,9 @@ impl Trainer<'_, '_> {
         let sizes = self.sizes();
         group.agree_on_parameters(&sizes, &hash(&more), |names| {
             let mut bytes = Vec::new();
-            let named = names.iter().filter_map(|(name, _)| by_name.get(name.as_str()));
+            let named = names
+                .iter()
+                .filter_map(|(name, _)| by_name.get(name.as_str()));
             for parameter in named {
                 let values = parameter.to_vec();
                 let values: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -299,7 +301,10 @@ impl Trainer<'_, '_> {
         let TrainError::Parallel { source, .. } = error else {
             return error;
         };
-        let is_whole = self.group.as_ref().is_some_and(|g| !g.layout().is_divided());
+        let is_whole = self
+            .group
+            .as_ref()
+            .is_some_and(|g| !g.layout().is_divided());
         if is_whole && self.state.step > 0 && self.saved_step != Some(self.state.step) {
             // That it cannot be written is the lesser trouble: the error names an older one then.
             let _ = self.write(&SavedState::new());

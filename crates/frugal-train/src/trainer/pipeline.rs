@@ -77,7 +77,11 @@ impl Trainer<'_, '_> {
                 Action::Forward(_) => (stage > 0).then(|| rank - 1),
                 Action::Backward(_) => (stage + 1 < stages).then(|| rank + 1),
             };
-            let came = self.pass_on(std::mem::replace(&mut message, Message::Nothing), from, count)?;
+            let came = self.pass_on(
+                std::mem::replace(&mut message, Message::Nothing),
+                from,
+                count,
+            )?;
             match action {
                 Action::Forward(_) => {
                     let made = self.forward_on(&of, stage, stages, came)?;

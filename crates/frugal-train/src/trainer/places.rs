@@ -167,7 +167,15 @@ mod tests {
             head,
         ];
         let sites = SiteTable::of(all);
-        let names = ["embed", "positions", "layers.0.q", "shared", "layers.1.q", "norm", "other"];
+        let names = [
+            "embed",
+            "positions",
+            "layers.0.q",
+            "shared",
+            "layers.1.q",
+            "norm",
+            "other",
+        ];
         let parameters: Vec<Parameter> = names
             .map(|name| Parameter::new(format!("{name}.weight"), &[1], vec![0.0], &Device::flex()))
             .into();
