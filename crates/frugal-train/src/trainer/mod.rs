@@ -2,6 +2,7 @@
 
 mod by_blocks;
 pub(crate) mod check;
+mod division;
 mod evaluation;
 mod parallel;
 mod pipeline;
