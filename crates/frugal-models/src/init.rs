@@ -54,6 +54,31 @@ pub fn random_weights(config: &ModelConfig, seed: u64, device: &Device) -> Memor
     source
 }
 
+/// Zeros in the place of all weights of this configuration, one number in memory for each: a model of
+/// them tells shapes and names where an adapter has the weights.
+pub fn hollow_weights(config: &ModelConfig, device: &Device) -> MemorySource {
+    let mut source = MemorySource::default();
+    for (_, site) in config.sites().iter().filter(|(_, s)| !s.tied) {
+        let (name, shape) = (site.weight_name(), site.stored_shape());
+        let matrix =
+            |rows: usize, cols: usize| Tensor::<2>::zeros([1, 1], device).expand([rows, cols]);
+        let vector = |len: usize| Tensor::<1>::zeros([1], device).expand([len]);
+        match *shape {
+            [n] => source.insert_vector(name, vector(n)),
+            [rows, cols] => source.insert_matrix(name, matrix(rows, cols)),
+            _ => {
+                let all: usize = shape.iter().product();
+                let rows = shape[0];
+                source.insert_shaped(name, matrix(rows, all / rows.max(1)), shape);
+            }
+        }
+        if site.has_bias {
+            source.insert_vector(format!("{}.bias", site.path), vector(site.d_out));
+        }
+    }
+    source
+}
+
 /// Adds a tensor of any number of dimensions.
 pub(crate) fn insert(
     source: &mut MemorySource,

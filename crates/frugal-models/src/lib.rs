@@ -32,7 +32,7 @@ pub use architecture::ModelConfig;
 pub use blocks::sub_grids::ScanPattern;
 pub use build::{build, build_with};
 pub use frugal_kernels::ActivationQuant;
-pub use init::random_weights;
+pub use init::{hollow_weights, random_weights};
 pub use keys::initializer_range;
 pub use loftq::Loftq;
 pub use names::factor_names;

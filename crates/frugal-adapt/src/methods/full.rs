@@ -360,6 +360,10 @@ impl Adapter for Full {
         self.name
     }
 
+    fn replaces_weights(&self) -> bool {
+        self.sites.iter().all(|site| site.layer.is_none())
+    }
+
     fn parameters(&self) -> Vec<&Parameter> {
         self.sites.iter().flat_map(Site::parameters).collect()
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use frugal::train::parallel::{
-    Group, MAX_WORLD, ParallelError, Patience, RunIdentity, TcpGroup, listen, random_bytes,
+    Group, Layout, MAX_WORLD, ParallelError, Patience, RunIdentity, TcpGroup, listen, random_bytes,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -25,10 +25,12 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Several processes")]
 pub struct ParallelFlags {
-    /// Train with several processes: `data=N` shares the rows of each step among N, `zero=1` shards
-    /// the optimizer state among them; without --master all are started on this machine
-    #[arg(long, value_name = "data=N[,zero=1]", value_parser = spec)]
-    parallel: Option<Spec>,
+    /// Train with several processes: `data=N` shares the rows of each step among N, of whom each keeps
+    /// a part of the optimizer state (`zero=1`), of the gradients too (`zero=2`), of the weights too
+    /// (`zero=3`); `pipeline=P` divides the blocks among P stages, through which `micro=M` parts of the
+    /// rows go one behind another [default: P]; without --master all are started on this machine
+    #[arg(long, value_name = "KEY=N,...", value_parser = spec)]
+    parallel: Option<Layout>,
     /// Where rank 0 waits, HOST:PORT; every process is started by hand, with the same secret in
     /// FRUGAL_PARALLEL_SECRET
     #[arg(long, value_name = "ADDRESS", requires_all = ["parallel", "rank"])]
@@ -41,16 +43,9 @@ pub struct ParallelFlags {
     parallel_timeout: u64,
 }
 
-/// How many processes do what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Spec {
-    data: usize,
-    zero: u8,
-}
-
 /// Reads `data=2,zero=1`.
-fn spec(text: &str) -> Result<Spec, String> {
-    let mut found = Spec { data: 0, zero: 0 };
+fn spec(text: &str) -> Result<Layout, String> {
+    let (mut data, mut zero, mut pipeline, mut micro) = (None, 0, 1, None);
     let mut seen: Vec<&str> = Vec::new();
     for part in text.split(',') {
         let (key, value) = part
@@ -65,31 +60,49 @@ fn spec(text: &str) -> Result<Spec, String> {
             .parse()
             .map_err(|_| format!("`{key}`: {value:?} is not a whole number"))?;
         match key.trim() {
-            "data" if (2..=MAX_WORLD).contains(&number) => found.data = number,
-            "data" => return Err(format!("`data={number}`: there can be 2 to {MAX_WORLD}")),
-            "zero" if number <= 1 => found.zero = u8::from(number == 1),
-            "zero" => {
-                return Err(format!(
-                    "`zero={number}`: optimizer states are sharded (1) or not (0); gradients and weights are planned (`frugal plan parallel`), not sharded"
-                ));
+            key @ ("data" | "pipeline" | "micro") if !(1..=MAX_WORLD).contains(&number) => {
+                return Err(format!("`{key}={number}`: there can be 1 to {MAX_WORLD}"));
             }
-            "pipeline" | "tensor" if number == 1 => {}
-            key @ ("pipeline" | "tensor") => {
+            "data" => data = Some(number),
+            "pipeline" => pipeline = number,
+            "micro" => micro = Some(number),
+            "zero" if number <= 3 => zero = number as u8,
+            "zero" => return Err(format!("`zero={number}`: the stages of ZeRO are 0 to 3")),
+            "tensor" if number == 1 => {}
+            "tensor" => {
                 return Err(format!(
-                    "`{key}={number}`: it is planned and simulated (`frugal plan parallel`), not run: `data` and `zero` are"
+                    "`tensor={number}`: it is planned and simulated (`frugal plan parallel`), not run: `data`, `zero` and `pipeline` are"
                 ));
             }
             key => {
                 return Err(format!(
-                    "`{key}` is none of data, zero, pipeline and tensor"
+                    "`{key}` is none of data, zero, pipeline, micro and tensor"
                 ));
             }
         }
     }
-    if found.data == 0 {
-        return Err("`data=N` is missing".into());
+    let layout = Layout {
+        data: data.unwrap_or(1),
+        pipeline,
+        micro_batches: micro.unwrap_or(pipeline),
+        zero,
+    };
+    match (layout.world(), data) {
+        (0 | 1, None) => return Err("`data=N` or `pipeline=P` is missing".into()),
+        (0 | 1, Some(_)) => return Err("`data=1`: several processes are 2 or more".into()),
+        (world, _) if world > MAX_WORLD => {
+            return Err(format!(
+                "W = P·N: {pipeline} stages of {} replicas are {world} processes, and there can be {MAX_WORLD}",
+                layout.data
+            ));
+        }
+        _ => {}
     }
-    Ok(found)
+    layout.check().map_err(|error| match error {
+        ParallelError::Join { reason } => reason,
+        other => other.to_string(),
+    })?;
+    Ok(layout)
 }
 
 /// What this process is in a run.
@@ -104,7 +117,7 @@ pub enum Role {
 
 /// Rank 0.
 pub struct First {
-    spec: Spec,
+    spec: Layout,
     /// Where to wait, if the others are started by hand.
     master: Option<String>,
     identity: RunIdentity,
@@ -113,7 +126,7 @@ pub struct First {
 
 /// Any other rank.
 pub struct Other {
-    spec: Spec,
+    spec: Layout,
     rank: usize,
     master: String,
     identity: RunIdentity,
@@ -126,6 +139,11 @@ impl ParallelFlags {
         self.parallel.is_some()
     }
 
+    /// What they do.
+    pub fn layout(&self) -> Option<Layout> {
+        self.parallel
+    }
+
     /// What this process is. `settings` must be the same for all.
     pub fn role(&self, settings: &impl Serialize) -> Result<Role> {
         let Some(spec) = self.parallel else {
@@ -133,7 +151,7 @@ impl ParallelFlags {
         };
         let mut hash = Sha256::new();
         hash.update(serde_json::to_vec(settings)?);
-        hash.update([spec.zero]);
+        hash.update(serde_json::to_vec(&spec)?);
         let secret = match (std::env::var(SECRET), &self.master) {
             (Ok(secret), _) if !secret.is_empty() => secret.into_bytes(),
             (_, None) => random_bytes().to_vec(),
@@ -142,7 +160,7 @@ impl ParallelFlags {
             ),
         };
         let identity = RunIdentity {
-            world: spec.data,
+            world: spec.world(),
             secret,
             config: hash.finalize().into(),
         };
@@ -151,11 +169,11 @@ impl ParallelFlags {
             ..Patience::default()
         };
         match (self.rank, &self.master) {
-            (Some(rank), _) if rank >= spec.data => {
+            (Some(rank), _) if rank >= spec.world() => {
                 bail!(
                     "--rank {rank}: the ranks of {} processes end at {}",
-                    spec.data,
-                    spec.data - 1
+                    spec.world(),
+                    spec.world() - 1
                 )
             }
             (Some(rank), Some(master)) if rank > 0 => Ok(Role::Other(Other {
@@ -195,7 +213,7 @@ impl First {
                 let secret = hex(&self.identity.secret);
                 (
                     listener,
-                    Processes::start(self.spec.data, &address, &secret)?,
+                    Processes::start(self.spec.world(), &address, &secret)?,
                 )
             }
         };
@@ -210,7 +228,7 @@ impl First {
         let met = TcpGroup::host(&listener, &identity, self.patience, stop, || {
             processes.check()
         });
-        let mut group = Group::new(met?, self.spec.zero == 1);
+        let mut group = Group::new(met?, self.spec)?;
         match work(&mut group) {
             Ok(done) => {
                 drop(group);
@@ -239,7 +257,7 @@ impl Other {
         work: impl FnOnce(&mut Group) -> Result<T>,
     ) -> Result<T> {
         let group = TcpGroup::join(&self.master, self.rank, &self.identity, self.patience, stop)?;
-        let mut group = Group::new(group, self.spec.zero == 1);
+        let mut group = Group::new(group, self.spec)?;
         let done = work(&mut group);
         if let Err(error) = &done {
             group.abort(&error.to_string());
@@ -374,17 +392,32 @@ mod tests {
 
     #[test]
     fn what_is_not_run_is_refused_by_name() {
-        assert_eq!(spec("data=2"), Ok(Spec { data: 2, zero: 0 }));
-        assert_eq!(
-            spec("data=4,zero=1,tensor=1"),
-            Ok(Spec { data: 4, zero: 1 })
-        );
+        assert_eq!(spec("data=2"), Ok(Layout::data(2, 0)));
+        assert_eq!(spec("data=4,zero=3,tensor=1"), Ok(Layout::data(4, 3)));
+        let staged = Layout {
+            data: 1,
+            pipeline: 3,
+            micro_batches: 3,
+            zero: 0,
+        };
+        assert_eq!(spec("pipeline=3"), Ok(staged));
+        let more = Layout {
+            data: 2,
+            micro_batches: 8,
+            zero: 1,
+            ..staged
+        };
+        assert_eq!(spec("data=2,pipeline=3,micro=8,zero=1"), Ok(more));
         for (text, word) in [
-            ("data=2,pipeline=2", "`pipeline=2`"),
             ("tensor=2", "`tensor=2`"),
-            ("data=2,zero=3", "`zero=3`"),
+            ("data=2,zero=4", "`zero=4`"),
+            ("data=2,pipeline=2,zero=2", "`zero=2` with `pipeline=2`"),
+            ("data=2,micro=2", "`micro=2` needs a pipeline"),
+            ("data=100,pipeline=100", "W = P·N"),
+            ("data=0", "`data=0`"),
+            ("pipeline=5000", "`pipeline=5000`"),
             ("data=1", "`data=1`"),
-            ("zero=1", "`data=N` is missing"),
+            ("zero=1", "`data=N` or `pipeline=P` is missing"),
             ("data=two", "whole number"),
             ("replicas=2", "`replicas`"),
             ("2", "KEY=VALUE"),

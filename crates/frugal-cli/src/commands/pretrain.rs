@@ -32,7 +32,8 @@ Examples:
   frugal pretrain --data text.txt --out models/mine --arch gated_ssm --objective birdie
   frugal pretrain --data text.txt --out models/mine --objective mixture --set objective.weights.copying=1
   frugal pretrain --data text.txt --out models/longer --from models/mine
-  frugal pretrain --data text.txt --out models/mine --parallel data=2,zero=1
+  frugal pretrain --data text.txt --out models/mine --parallel data=2,zero=3
+  frugal pretrain --data text.txt --out models/mine --parallel pipeline=2,micro=4
   frugal pretrain --config recipe.toml --out models/mine
   frugal pretrain --data text.txt --out runs/stable --arch minicpm --lr 0.01 --max-steps 4000 \
     --set train.lr_scheduler_type=warmup_stable_decay --set train.decay_ratio=0 --set train.save_total_limit=0
@@ -141,8 +142,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
         return Ok(Outcome::Done);
     }
-    if args.parallel.is_given() {
-        check_parallel(&config)?;
+    if let Some(layout) = args.parallel.layout() {
+        check_parallel(&config, layout)?;
     }
     let stop = interrupt::flag("stopping after this step; press Ctrl-C again to end at once");
     if !args.parallel.is_given() {
@@ -226,14 +227,24 @@ pub fn run(args: &Args) -> Result<Outcome> {
     })
 }
 
-/// Who trained, and what each keeps of the optimizer's state.
+/// Who trained, and what each keeps.
 fn processes(report: &ParallelReport) -> String {
-    let bytes = report.optimizer_bytes.iter().map(|n| human::bytes(*n));
+    let list = |bytes: &[u64]| {
+        let all = bytes.iter().map(|n| human::bytes(*n));
+        all.collect::<Vec<_>>().join(", ")
+    };
+    let stages = match report.pipeline {
+        1 => String::new(),
+        stages => format!(" of {stages} stages"),
+    };
     format!(
-        "{}, ZeRO-{}: optimizer {} on each; rank 0 sent {}",
+        "{}{stages}, ZeRO-{}: of each rank parameters {}; gradients {}; optimizer {}; most resident in a step {}; rank 0 sent {}",
         report.data,
         report.zero,
-        bytes.collect::<Vec<_>>().join(", "),
+        list(&report.parameter_bytes),
+        list(&report.gradient_bytes),
+        list(&report.optimizer_bytes),
+        list(&report.resident_bytes),
         human::bytes(report.bytes_sent)
     )
 }

@@ -121,6 +121,54 @@ fn several_processes_train_what_one_does() {
     assert_eq!(weights(folder, "two"), weights(folder, "zero"));
 }
 
+/// The bytes of each rank under this name.
+fn of_ranks(made: &Value, name: &str) -> Vec<u64> {
+    let all = made["parallel"][name].as_array().unwrap().iter();
+    all.map(|n| n.as_u64().unwrap()).collect()
+}
+
+#[test]
+fn processes_that_keep_parts_train_what_one_does() {
+    let workshop = folder();
+    let folder = workshop.path();
+    write_text(folder);
+    let more = "--max-steps 6 --set train.eval_steps=3 --set train.max_grad_norm=0.1 --json";
+    run(folder, "one", more).ok();
+    run(folder, "two", &format!("{more} --parallel data=2,zero=1")).ok();
+    let one = losses(folder, "one");
+    for (out, parallel) in [
+        ("gradients", "data=2,zero=2"),
+        ("weights", "data=2,zero=3"),
+        ("stages", "pipeline=2"),
+        ("replicas", "data=2,pipeline=2,micro=3,zero=1"),
+    ] {
+        let made = run(folder, out, &format!("{more} --parallel {parallel}"))
+            .ok()
+            .json();
+        close(out, &one, &losses(folder, out));
+        let (expected, found) = (weights(folder, "one"), weights(folder, out));
+        let off = expected.iter().zip(&found).map(|(a, b)| (a - b).abs());
+        let mean = off.sum::<f32>() / expected.len() as f32;
+        assert!(mean < 1e-5, "{out}: {mean}");
+        let all = 4 * made["parameters"].as_u64().unwrap();
+        let [kept, gradients] =
+            ["parameter_bytes", "gradient_bytes"].map(|name| of_ranks(&made, name));
+        let [kept_by_all, gradients_of_all]: [u64; 2] =
+            [&kept, &gradients].map(|bytes| bytes.iter().sum());
+        match out {
+            "gradients" => assert_eq!((kept_by_all, gradients_of_all), (2 * all, all)),
+            "weights" => assert_eq!((kept_by_all, gradients_of_all), (all, all)),
+            _ => assert!(kept.iter().all(|bytes| *bytes < all), "{kept:?}"),
+        }
+        let resident = of_ranks(&made, "resident_bytes");
+        assert!(
+            resident.iter().all(|bytes| *bytes > 1 << 20),
+            "{resident:?}"
+        );
+    }
+    assert_eq!(weights(folder, "two"), weights(folder, "gradients"));
+}
+
 #[test]
 fn another_number_of_processes_goes_on() {
     let workshop = folder();
@@ -129,6 +177,11 @@ fn another_number_of_processes_goes_on() {
     for (out, first, second) in [
         ("shrinks", "--parallel data=3,zero=1", ""),
         ("grows", "", "--parallel data=2,zero=1"),
+        (
+            "shares",
+            "--parallel pipeline=2",
+            "--parallel data=3,zero=3",
+        ),
     ] {
         let steps = "--set train.lr_scheduler_type=constant --set train.warmup_steps=1";
         run(folder, out, &format!("--max-steps 4 {steps} {first}")).ok();
@@ -172,55 +225,65 @@ fn checkpoints(folder: &Path, out: &str) -> Vec<u64> {
     steps
 }
 
+/// Kills rank 2 of three processes that are divided so, and goes on with two that are.
+fn killed(out: &str, [three, two]: [&str; 2], save_steps: u64) {
+    let workshop = folder();
+    let folder = workshop.path();
+    write_text(folder);
+    let address = free_address();
+    let endless = format!(
+        "--max-steps 1000000 --set shape.num_hidden_layers=3 --set train.save_steps={save_steps} --set train.eval_steps=1000000 \
+         --parallel {three} --master {address}"
+    );
+    let first = start(folder, out, &format!("{endless} --rank 0"));
+    let second = start(folder, "nowhere", &format!("{endless} --rank 1"));
+    let mut third = start(folder, "nowhere", &format!("{endless} --rank 2"));
+    let log = folder.join(out).join("log.jsonl");
+    let until = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 12 {
+        assert!(Instant::now() < until, "the run does not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    third.kill().unwrap();
+    third.wait().unwrap();
+    let said = Run::from(first.wait_with_output().unwrap()).fails(&["rank 2", "checkpoint"]);
+    let other = Run::from(second.wait_with_output().unwrap()).fails(&["rank 2"]);
+    assert!(
+        !other.stderr.contains("rank 1 was lost"),
+        "{}",
+        other.stderr
+    );
+    let saved = checkpoints(folder, out);
+    let newest = *saved.last().expect("a checkpoint is left");
+    assert!(newest >= 5, "{saved:?}");
+    assert!(
+        said.stderr.contains(&format!("step-{newest}")),
+        "{}",
+        said.stderr
+    );
+    if out == "plain" {
+        // It is of the last step that all took.
+        assert_eq!(losses(folder, out).last().unwrap().0, newest);
+    }
+    assert!(!folder.join("nowhere").exists(), "others write nothing");
+    let more = format!(
+        "--max-steps {} --set shape.num_hidden_layers=3 --set train.save_steps={save_steps} --set train.eval_steps=1000000 --resume",
+        newest + 3
+    );
+    run(folder, out, &format!("{more} --parallel {two}")).ok();
+    assert_eq!(losses(folder, out).last().unwrap().0, newest + 3);
+}
+
 #[test]
 fn a_killed_process_ends_the_run_and_fewer_go_on() {
-    for (out, zero, save_steps) in [("plain", "", 1_000_000), ("sharded", ",zero=1", 5)] {
-        let workshop = folder();
-        let folder = workshop.path();
-        write_text(folder);
-        let address = free_address();
-        let endless = format!(
-            "--max-steps 1000000 --set train.save_steps={save_steps} --set train.eval_steps=1000000 \
-             --parallel data=3{zero} --master {address}"
-        );
-        let first = start(folder, out, &format!("{endless} --rank 0"));
-        let second = start(folder, "nowhere", &format!("{endless} --rank 1"));
-        let mut third = start(folder, "nowhere", &format!("{endless} --rank 2"));
-        let log = folder.join(out).join("log.jsonl");
-        let until = Instant::now() + Duration::from_secs(60);
-        while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 12 {
-            assert!(Instant::now() < until, "the run does not begin");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        third.kill().unwrap();
-        third.wait().unwrap();
-        let said = Run::from(first.wait_with_output().unwrap()).fails(&["rank 2", "checkpoint"]);
-        let other = Run::from(second.wait_with_output().unwrap()).fails(&["rank 2"]);
-        assert!(
-            !other.stderr.contains("rank 1 was lost"),
-            "{}",
-            other.stderr
-        );
-        let saved = checkpoints(folder, out);
-        let newest = *saved.last().expect("a checkpoint is left");
-        assert!(newest >= 5, "{saved:?}");
-        assert!(
-            said.stderr.contains(&format!("step-{newest}")),
-            "{}",
-            said.stderr
-        );
-        if zero.is_empty() {
-            // It is of the last step that all took.
-            assert_eq!(losses(folder, out).last().unwrap().0, newest);
-        }
-        assert!(!folder.join("nowhere").exists(), "others write nothing");
-        let more = format!(
-            "--max-steps {} --set train.save_steps={save_steps} --set train.eval_steps=1000000 --resume",
-            newest + 3
-        );
-        run(folder, out, &format!("{more} --parallel data=2{zero}")).ok();
-        assert_eq!(losses(folder, out).last().unwrap().0, newest + 3);
-    }
+    killed("plain", ["data=3", "data=2"], 1_000_000);
+    killed("sharded", ["data=3,zero=1", "data=2,zero=1"], 5);
+}
+
+#[test]
+fn a_killed_process_that_had_a_part_of_the_model_ends_the_run_and_fewer_go_on() {
+    killed("weights", ["data=3,zero=3", "data=2,zero=2"], 5);
+    killed("stages", ["pipeline=3", "pipeline=2"], 5);
 }
 
 #[test]
@@ -246,8 +309,26 @@ fn processes_that_do_not_belong_together_say_so() {
         }
     };
     refused(
-        "--parallel data=2,pipeline=2",
-        &["`pipeline=2`", "plan parallel"],
+        "--parallel data=2,tensor=2",
+        &["`tensor=2`", "plan parallel"],
+    );
+    refused("--parallel pipeline=3", &["P ≤ layers"]);
+    refused(
+        "--parallel pipeline=2,zero=3",
+        &["`zero=3` with `pipeline=2`"],
+    );
+    let said = |more: &str, word: &str| {
+        let run = run(folder, "out", more);
+        assert!(run.code != 0 && run.stderr.contains(word), "{}", run.stderr);
+        assert!(!folder.join("out").exists());
+    };
+    said(
+        "--parallel data=2,zero=2 --reparam low_rank",
+        "`zero=2`: the weights of a model themselves",
+    );
+    said(
+        "--parallel pipeline=2,micro=3 --set train.packing=false --set train.batch_size=4",
+        "N·m | train.batch_size",
     );
     refused("--parallel data=2 --rank 1", &["--master"]);
     refused(

@@ -118,6 +118,12 @@ pub trait Adapter: Send + Sync {
     /// step. What is taken out is not added to those of the next example.
     fn after_example(&mut self, _targets: usize, _gradients: &mut GradientSum) {}
 
+    /// Whether it is the model's own weights that are trained, each in its place, and nothing looks at
+    /// more of them at once: processes may then keep a part of the gradients or of the weights each.
+    fn replaces_weights(&self) -> bool {
+        false
+    }
+
     /// Hooks for one forward pass.
     fn pass(&self, mode: Mode) -> Box<dyn Pass + '_>;
 

@@ -268,6 +268,17 @@ impl Parameter {
         self.value = leaf(values, &self.value.device());
     }
 
+    /// Lets go of the elements, which someone else keeps: from now on it is empty, until
+    /// [`Parameter::set`] gives it elements again. Name, shape and size stay.
+    pub fn release(&mut self) {
+        self.value = leaf(Vec::new(), &self.value.device());
+    }
+
+    /// Whether its elements were let go of.
+    pub fn is_released(&self) -> bool {
+        !self.is_empty() && self.value.dims() == [0]
+    }
+
     /// All elements `[len]` where they are, outside of the gradient graph.
     pub fn value(&self) -> Tensor<1> {
         self.value.clone().inner()
@@ -333,6 +344,17 @@ pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_let_go_of_can_be_given_back() {
+        let mut parameter = Parameter::new("w", &[1, 2], vec![1.0, 2.0], &Device::flex());
+        parameter.release();
+        assert!(parameter.is_released() && parameter.to_vec().is_empty());
+        assert_eq!((parameter.len(), parameter.shape()), (2, [1, 2].as_slice()));
+        parameter.set(vec![3.0, 4.0]);
+        assert!(!parameter.is_released());
+        assert_eq!(to_vec(parameter.get::<2>(Mode::Eval)), [3.0, 4.0]);
+    }
 
     #[test]
     fn nothing_is_recorded_without_gradients_and_everything_after() {

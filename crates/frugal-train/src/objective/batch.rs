@@ -109,7 +109,8 @@ impl MicroBatch {
         Ok((hidden_states, input.layout))
     }
 
-    fn input(&self) -> Input<'_> {
+    /// As a backbone reads them.
+    pub(crate) fn input(&self) -> Input<'_> {
         Input {
             token_type_ids: &self.token_type_ids,
             ..Input::tokens(&self.input_ids, SequenceLayout::new(&self.lengths))

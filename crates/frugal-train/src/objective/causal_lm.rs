@@ -70,24 +70,16 @@ impl Objective for CausalLm {
         forward: &mut Forward<'_>,
     ) -> Result<Tensor<1>, ModelError> {
         let (hidden_states, _) = MicroBatch::new(examples).hidden_states(forward)?;
-        let mut targets = Vec::with_capacity(hidden_states.dims()[0]);
-        for example in examples {
-            if let Target::Tokens(of_example) = &example.labels {
-                targets.extend(of_example);
-            }
-        }
-        let (smoothing, max_rows) = if forward.mode.is_train() {
-            (self.label_smoothing, usize::MAX)
-        } else {
-            (0.0, LOGIT_ROWS)
-        };
-        Ok(token_loss(
-            hidden_states,
-            &targets,
-            forward,
-            smoothing,
-            max_rows,
-        ))
+        Ok(self.loss_of(examples, hidden_states, forward))
+    }
+
+    fn loss_of_hidden(
+        &self,
+        examples: &[&Tokenized],
+        hidden_states: Tensor<2>,
+        forward: &mut Forward<'_>,
+    ) -> Option<Tensor<1>> {
+        Some(self.loss_of(examples, hidden_states, forward))
     }
 
     fn metrics(&self) -> &'static [Metric] {
@@ -101,6 +93,28 @@ impl Objective for CausalLm {
             loss: 0.0,
             targets: 0,
         })
+    }
+}
+
+impl CausalLm {
+    fn loss_of(
+        &self,
+        examples: &[&Tokenized],
+        hidden_states: Tensor<2>,
+        forward: &mut Forward<'_>,
+    ) -> Tensor<1> {
+        let mut targets = Vec::with_capacity(hidden_states.dims()[0]);
+        for example in examples {
+            if let Target::Tokens(of_example) = &example.labels {
+                targets.extend(of_example);
+            }
+        }
+        let (smoothing, max_rows) = if forward.mode.is_train() {
+            (self.label_smoothing, usize::MAX)
+        } else {
+            (0.0, LOGIT_ROWS)
+        };
+        token_loss(hidden_states, &targets, forward, smoothing, max_rows)
     }
 }
 

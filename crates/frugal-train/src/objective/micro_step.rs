@@ -129,6 +129,19 @@ impl<'a> MicroStep<'a> {
     /// # Errors
     /// A scalar that is not finite.
     pub fn add(&mut self, loss: Tensor<1>) -> Result<f64, StepError> {
+        self.add_through(loss, None).map(|(value, _)| value)
+    }
+
+    /// [`MicroStep::add`], with the gradient of the scalar with respect to a leaf of its graph: what a
+    /// part of the model read, whose gradient the part before needs.
+    ///
+    /// # Errors
+    /// A scalar that is not finite.
+    pub(crate) fn add_through(
+        &mut self,
+        loss: Tensor<1>,
+        input: Option<&Tensor<2>>,
+    ) -> Result<(f64, Option<Tensor<2>>), StepError> {
         let value = to_vec(loss.clone().inner())[0];
         if !value.is_finite() {
             return Err(StepError::NonFinite);
@@ -136,15 +149,16 @@ impl<'a> MicroStep<'a> {
         // A batch that nothing trained has a part in (an adapter that still looks at data, or waits
         // for a text) has no graph.
         if !loss.is_tracked() {
-            return Ok(f64::from(value));
+            return Ok((f64::from(value), None));
         }
         let mut found = loss.backward();
         drop(loss);
+        let gradient = input.and_then(|input| input.grad_remove(&mut found));
         let parameters = self.adapter.parameters();
         let head = self.model.head.into_iter().flat_map(|h| h.parameters());
         let probes = self.adapter.probes();
         self.gradients
             .add(parameters.into_iter().chain(head).chain(probes), &mut found);
-        Ok(f64::from(value))
+        Ok((f64::from(value), gradient))
     }
 }

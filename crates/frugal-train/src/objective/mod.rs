@@ -119,6 +119,18 @@ pub trait Objective: Send + Sync {
         None
     }
 
+    /// The loss of the final hidden states `[tokens, d_model]` of some examples, where one forward pass
+    /// is all that it needs: the model may then be computed in parts. `None` for objectives that need
+    /// more.
+    fn loss_of_hidden(
+        &self,
+        _examples: &[&Tokenized],
+        _hidden_states: Tensor<2>,
+        _forward: &mut Forward<'_>,
+    ) -> Option<Tensor<1>> {
+        None
+    }
+
     /// Adds the gradient of a micro-batch; returns what it adds to the step's loss. One forward
     /// and one backward pass, unless the objective has something better.
     ///

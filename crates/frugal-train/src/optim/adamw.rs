@@ -185,7 +185,7 @@ impl Optimizer for AdamW {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::optim::{OptimizerError, OptimizerStep, ParamGroup};
+    use crate::optim::{OptimizerError, OptimizerStep, ParamGroup, squares};
     use burn::prelude::*;
     use frugal_nn::GradientSum;
 
@@ -200,7 +200,7 @@ mod tests {
     ) -> Result<f64, OptimizerError> {
         let mut gradients = GradientSum::default();
         gradients.insert(parameter.name(), gradient.to_vec());
-        optimizer.step(vec![parameter], &gradients, 0.1)
+        optimizer.step(vec![parameter], &gradients, &squares(&gradients), 0.1)
     }
 
     fn state(optimizer: &OptimizerStep) -> String {
@@ -309,9 +309,12 @@ mod tests {
         gradients.insert("a", Gradient::on_device(tensor([2.0, 4.0])));
         gradients.insert("b", vec![4.0, 0.0]);
         gradients.insert("c", Gradient::on_device(tensor([0.0, 8.0])));
-        assert_eq!(new(&config).step(vec![&mut p], &gradients, 0.1), Ok(10.0));
+        assert_eq!(
+            new(&config).step(vec![&mut p], &gradients, &squares(&gradients), 0.1),
+            Ok(10.0)
+        );
         gradients.insert("c", Gradient::on_device(tensor([0.0, f32::INFINITY])));
-        let error = new(&config).step(vec![&mut p], &gradients, 0.1);
+        let error = new(&config).step(vec![&mut p], &gradients, &squares(&gradients), 0.1);
         assert_eq!(error, Err(OptimizerError::NonFinite { name: "c".into() }));
     }
 

@@ -34,7 +34,7 @@ pub use lion::{Lion, LionConfig};
 pub use registry::{OPTIMIZERS, OptimizerEntry, find, made};
 pub use sgd::{Sgd, SgdConfig};
 pub use state::{Moment, SavedTensor, StateTensor};
-pub(crate) use step::{OptimizerError, OptimizerStep};
+pub(crate) use step::{OptimizerError, OptimizerStep, squares};
 
 /// The numbers of one update of one parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]

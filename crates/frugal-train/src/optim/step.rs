@@ -58,8 +58,9 @@ impl OptimizerStep {
         self.optimizer.as_mut()
     }
 
-    /// Updates every trainable parameter that has a gradient; returns the global gradient norm
-    /// before clipping.
+    /// Updates every trainable parameter of these that has a gradient, clipped by the global norm:
+    /// `squares` are the [`squares`] of all gradients, also of those that another process has. Returns
+    /// the norm before clipping.
     ///
     /// # Errors
     /// A gradient that is not finite; nothing has changed then.
@@ -67,9 +68,10 @@ impl OptimizerStep {
         &mut self,
         parameters: Vec<&mut Parameter>,
         gradients: &GradientSum,
+        squares: &[(String, f64)],
         lr: f64,
     ) -> Result<f64, OptimizerError> {
-        let norm = global_norm(gradients)?;
+        let norm = global_norm(squares)?;
         // The epsilon and the comparison are those of torch.nn.utils.clip_grad_norm_.
         let scale = if self.max_grad_norm > 0.0 {
             (self.max_grad_norm / (norm + 1e-6)).min(1.0)
@@ -113,8 +115,21 @@ fn decays(parameter: &Parameter) -> bool {
     parameter.shape().len() > 1 && !name.ends_with("bias") && !name.ends_with(".A_log")
 }
 
-/// The norm of all gradients together. Those of other devices are summed there and read at once.
-fn global_norm(gradients: &GradientSum) -> Result<f64, OptimizerError> {
+/// The norm of all gradients together.
+fn global_norm(squares: &[(String, f64)]) -> Result<f64, OptimizerError> {
+    let mut sum = 0.0;
+    for (name, square) in squares {
+        if !square.is_finite() {
+            return Err(OptimizerError::NonFinite { name: name.clone() });
+        }
+        sum += square;
+    }
+    Ok(sum.sqrt())
+}
+
+/// The square of the norm of each gradient, by name. Those of other devices are summed there and read at
+/// once.
+pub(crate) fn squares(gradients: &GradientSum) -> Vec<(String, f64)> {
     let on_device: Vec<Tensor<1>> = gradients
         .gradients()
         .filter(|(_, gradient)| gradient.host().is_none())
@@ -129,18 +144,12 @@ fn global_norm(gradients: &GradientSum) -> Result<f64, OptimizerError> {
         to_vec(Tensor::cat(on_device, 0))
     }
     .into_iter();
-    let mut sum = 0.0;
-    for (name, gradient) in gradients.gradients() {
+    let of = gradients.gradients().map(|(name, gradient)| {
         let square = match gradient.host() {
             Some(values) => grad_norm_sq(values),
             None => on_device.next().map_or(f64::NAN, f64::from),
         };
-        if !square.is_finite() {
-            return Err(OptimizerError::NonFinite {
-                name: name.to_owned(),
-            });
-        }
-        sum += square;
-    }
-    Ok(sum.sqrt())
+        (name.to_owned(), square)
+    });
+    of.collect()
 }

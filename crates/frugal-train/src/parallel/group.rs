@@ -1,36 +1,61 @@
-//! Data-parallel training over a [`Collective`]: whose rows, whose optimizer state, and the sums.
+//! Training over a [`Collective`]: whose rows, whose parameters and optimizer state, and what all agree on.
 
 use std::collections::BTreeMap;
 
-use frugal_nn::{GradientSum, Parameter};
+use frugal_core::events::current_rss_bytes;
+use frugal_nn::Parameter;
 use serde::Serialize;
 
 use super::codec::{Reader, Writer};
-use super::collective::{Collective, floats, to_bytes};
+use super::collective::Collective;
 use super::error::ParallelError;
+use super::layout::Layout;
 use crate::optim::{Optimizer, SavedState, SavedTensor, StateTensor};
 
-/// Values of gradients that travel at once.
-const BUCKET: usize = 1 << 22;
-
-/// The processes of a data-parallel run.
+/// The processes of a run.
 pub struct Group {
-    collective: Box<dyn Collective>,
-    /// Whether each rank keeps the optimizer state of its own parameters only (ZeRO stage 1).
-    shards_optimizer: bool,
-    /// Whose parameter each is; empty without sharding.
-    owners: BTreeMap<String, usize>,
+    pub(super) collective: Box<dyn Collective>,
+    pub(super) layout: Layout,
+    /// Where each trainable parameter is; empty where every rank has all and updates all.
+    pub(super) places: BTreeMap<String, Place>,
+    /// Most that was resident during a step, in bytes.
+    resident: u64,
 }
 
-/// What a data-parallel run did.
+/// Who computes with a parameter, and who updates it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Ranks that compute with it, ascending.
+    pub(super) holders: Vec<usize>,
+    /// The one that updates it; all holders do where there is none.
+    pub(super) owner: Option<usize>,
+}
+
+impl Place {
+    /// The rank whose values count.
+    pub(super) fn source(&self) -> usize {
+        self.owner.unwrap_or(self.holders[0])
+    }
+}
+
+/// What the processes of a run did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ParallelReport {
-    /// Processes.
+    /// Replicas.
     pub data: usize,
+    /// Stages of the pipeline.
+    pub pipeline: usize,
     /// Stage of ZeRO.
     pub zero: u8,
+    /// Bytes of trainable parameters that each rank keeps between steps.
+    pub parameter_bytes: Vec<u64>,
+    /// Bytes of gradients that each rank has when it updates.
+    pub gradient_bytes: Vec<u64>,
     /// Bytes of optimizer state on each rank.
     pub optimizer_bytes: Vec<u64>,
+    /// Most resident memory of each process between the parts of a step, in bytes; 0 where the system
+    /// does not say.
+    pub resident_bytes: Vec<u64>,
     /// Bytes that rank 0 sent.
     pub bytes_sent: u64,
 }
@@ -47,13 +72,31 @@ pub(crate) struct Start {
 }
 
 impl Group {
-    /// Data parallelism over processes that have found each other, with ZeRO stage 0 or 1.
-    pub fn new(collective: impl Collective + 'static, shards_optimizer: bool) -> Self {
-        Self {
-            collective: Box::new(collective),
-            shards_optimizer,
-            owners: BTreeMap::new(),
+    /// Processes that have found each other, and what they do.
+    ///
+    /// # Errors
+    /// A layout whose parts do not go together, or of another number of processes.
+    pub fn new(
+        collective: impl Collective + 'static,
+        layout: Layout,
+    ) -> Result<Self, ParallelError> {
+        layout.check()?;
+        if layout.world() != collective.world() {
+            let reason = format!(
+                "{} processes have come, and {} replicas of {} stages are {}",
+                collective.world(),
+                layout.data,
+                layout.pipeline,
+                layout.world()
+            );
+            return Err(ParallelError::Join { reason });
         }
+        Ok(Self {
+            collective: Box::new(collective),
+            layout,
+            places: BTreeMap::new(),
+            resident: 0,
+        })
     }
 
     /// Who this process is.
@@ -71,9 +114,14 @@ impl Group {
         self.collective.bytes_sent()
     }
 
-    /// Whether optimizer states are sharded.
-    pub fn shards_optimizer(&self) -> bool {
-        self.shards_optimizer
+    /// How the run is divided.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Notes how much memory is resident now.
+    pub(crate) fn note_memory(&mut self) {
+        self.resident = self.resident.max(current_rss_bytes().unwrap_or(0));
     }
 
     /// Tells the others why the run ends.
@@ -81,29 +129,66 @@ impl Group {
         self.collective.abort(reason);
     }
 
-    /// What was done; the bytes of the optimizer are counted from names and shapes.
-    pub fn report(&self, parameters: &[&Parameter], optimizer: &dyn Optimizer) -> ParallelReport {
-        let mut optimizer_bytes = vec![0; self.world()];
+    /// What was done. Bytes are counted from names and shapes, but for the memory of the processes, which
+    /// all tell each other.
+    ///
+    /// # Errors
+    /// A rank that is lost.
+    pub fn report(
+        &mut self,
+        parameters: &[&Parameter],
+        optimizer: &dyn Optimizer,
+    ) -> Result<ParallelReport, ParallelError> {
+        let (world, zero) = (self.world(), self.layout.zero);
+        let none = || vec![0; world];
+        let [mut kept, mut gradients, mut states] = [none(), none(), none()];
         for parameter in parameters.iter().filter(|p| p.is_trainable()) {
-            let bytes = optimizer.state_bytes(parameter.name(), parameter.shape());
-            for (rank, sum) in optimizer_bytes.iter_mut().enumerate() {
-                let owner = self.owners.get(parameter.name());
-                if owner.is_none_or(|owner| *owner == rank) {
-                    *sum += bytes;
-                }
+            let state = optimizer.state_bytes(parameter.name(), parameter.shape());
+            let size = 4 * parameter.len() as u64;
+            let place = self.places.get(parameter.name());
+            for rank in 0..world {
+                let holds = place.is_none_or(|place| place.holders.contains(&rank));
+                let updates = holds && place.is_none_or(|p| p.owner.is_none_or(|o| o == rank));
+                kept[rank] += if updates || holds && zero < 3 {
+                    size
+                } else {
+                    0
+                };
+                gradients[rank] += if updates || holds && zero < 2 {
+                    size
+                } else {
+                    0
+                };
+                states[rank] += if updates { state } else { 0 };
             }
         }
-        ParallelReport {
-            data: self.world(),
-            zero: u8::from(self.shards_optimizer),
-            optimizer_bytes,
+        let own = self.resident.to_le_bytes();
+        let said = self.collective.all_gather(&own, 8, "reporting memory")?;
+        let resident = said.iter().map(|bytes| match bytes.first_chunk::<8>() {
+            Some(bytes) => u64::from_le_bytes(*bytes),
+            None => 0,
+        });
+        Ok(ParallelReport {
+            data: self.layout.data,
+            pipeline: self.layout.pipeline,
+            zero,
+            parameter_bytes: kept,
+            gradient_bytes: gradients,
+            optimizer_bytes: states,
+            resident_bytes: resident.collect(),
             bytes_sent: self.collective.bytes_sent(),
-        }
+        })
     }
 
-    /// Gives each parameter an owner: the largest first, each to the rank that has least.
-    pub(crate) fn assign(&mut self, parameters: &[&Parameter]) {
-        if !self.shards_optimizer {
+    /// Gives each parameter its place: `stages` says which stages of the pipeline compute with it. Of the
+    /// ranks of these, with ZeRO one owns it: the largest first, each to the rank that has least.
+    pub(crate) fn assign(
+        &mut self,
+        parameters: &[&Parameter],
+        stages: impl Fn(&str) -> Vec<usize>,
+    ) {
+        let layout = self.layout;
+        if !layout.is_divided() {
             return;
         }
         let mut sorted: Vec<(usize, &str)> = parameters
@@ -114,37 +199,53 @@ impl Group {
         sorted.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
         let mut load = vec![0; self.world()];
         for (size, name) in sorted {
-            let least = (0..load.len()).min_by_key(|&rank| (load[rank], rank));
-            let rank = least.unwrap_or(0);
-            load[rank] += size;
-            self.owners.insert(name.to_owned(), rank);
+            let of = stages(name);
+            let holders: Vec<usize> = (0..self.world())
+                .filter(|rank| of.contains(&layout.stage(*rank)))
+                .collect();
+            let least = holders.iter().copied().min_by_key(|&r| (load[r], r));
+            let owner = least.filter(|_| layout.zero > 0);
+            if let Some(owner) = owner {
+                load[owner] += size;
+            }
+            let place = Place { holders, owner };
+            self.places.insert(name.to_owned(), place);
         }
     }
 
     /// Whether this rank updates a parameter.
     pub(crate) fn owns(&self, name: &str) -> bool {
-        let owner = self.owners.get(name);
-        owner.is_none_or(|owner| *owner == self.rank())
+        let rank = self.rank();
+        self.places.get(name).is_none_or(|place| match place.owner {
+            Some(owner) => owner == rank,
+            None => place.holders.contains(&rank),
+        })
+    }
+
+    /// Whether this rank has a parameter between steps.
+    pub(crate) fn keeps(&self, name: &str) -> bool {
+        let rank = self.rank();
+        let held = |place: &Place| place.holders.contains(&rank);
+        self.owns(name) || self.layout.zero < 3 && self.places.get(name).is_some_and(held)
     }
 
     /// The part of the rows of a micro-batch that this rank computes, about as many tokens as the
     /// others; it may be empty.
     pub(crate) fn share<'r>(&self, rows: &'r [u32], tokens: impl Fn(u32) -> usize) -> &'r [u32] {
-        let total: usize = rows.iter().map(|&row| tokens(row)).sum();
-        let (world, rank) = (self.world(), self.rank());
-        // A row belongs to the rank in whose part of the tokens its middle lies.
-        let mut before = 0;
-        let of: Vec<usize> = rows
-            .iter()
-            .map(|&row| {
-                let middle = 2 * before + tokens(row);
-                before += tokens(row);
-                (middle * world / (2 * total).max(1)).min(world - 1)
-            })
-            .collect();
-        let start = of.partition_point(|&owner| owner < rank);
-        let end = of.partition_point(|&owner| owner <= rank);
-        &rows[start..end]
+        let replica = self.layout.replica(self.rank());
+        cut(rows, tokens, self.layout.data, replica)
+    }
+
+    /// The parts of these rows of this rank's replica that go through the stages one behind another,
+    /// about as many tokens each; none is empty.
+    pub(crate) fn micro_batches<'r>(
+        &self,
+        rows: &'r [u32],
+        tokens: impl Fn(u32) -> usize,
+    ) -> Vec<&'r [u32]> {
+        let parts = self.layout.micro_batches;
+        let all = (0..parts).map(|part| cut(rows, &tokens, parts, part));
+        all.filter(|rows| !rows.is_empty()).collect()
     }
 
     /// Whether any rank says so.
@@ -162,101 +263,6 @@ impl Group {
         }
     }
 
-    /// Sums losses and gradients over the ranks: the gradient of a parameter that any rank has one
-    /// of. Returns the loss.
-    pub(crate) fn sum_gradients(
-        &mut self,
-        loss: f64,
-        parameters: &[(String, usize)],
-        gradients: &mut GradientSum,
-    ) -> Result<f64, ParallelError> {
-        const DOING: &str = "summing gradients";
-        let mut message = loss.to_le_bytes().to_vec();
-        let has = parameters.iter();
-        message.extend(has.map(|(name, _)| u8::from(gradients.gradient(name).is_some())));
-        let most = message.len() as u64;
-        let all = self.collective.all_gather(&message, most, DOING)?;
-        let mut total = 0.0;
-        for (rank, said) in all.iter().enumerate() {
-            let Some((loss, flags)) = said.split_first_chunk::<8>() else {
-                return Err(self.wrong(rank, DOING));
-            };
-            if flags.len() != parameters.len() {
-                return Err(self.wrong(rank, DOING));
-            }
-            total += f64::from_le_bytes(*loss);
-        }
-        let wanted = parameters.iter().enumerate().filter(|(i, _)| {
-            let mut flags = all.iter().filter_map(|said| said.get(8 + i));
-            flags.any(|flag| *flag == 1)
-        });
-        let wanted: Vec<&(String, usize)> = wanted.map(|(_, parameter)| parameter).collect();
-        let mut rest = wanted.as_slice();
-        while !rest.is_empty() {
-            let mut size = 0;
-            let fits = |(_, len): &&(String, usize)| {
-                size += len;
-                size <= BUCKET
-            };
-            let count = rest.iter().copied().take_while(fits).count().max(1);
-            let (bucket, later) = rest.split_at(count);
-            rest = later;
-            let mut flat = Vec::with_capacity(bucket.iter().map(|(_, len)| len).sum());
-            for (name, len) in bucket {
-                match gradients.remove(name) {
-                    Some(values) => flat.extend(values),
-                    None => flat.extend(std::iter::repeat_n(0.0, *len)),
-                }
-            }
-            self.collective.all_reduce(&mut flat, DOING)?;
-            let mut flat = flat.as_slice();
-            for (name, len) in bucket {
-                let (values, others) = flat.split_at(*len);
-                gradients.insert(name, values.to_vec());
-                flat = others;
-            }
-        }
-        Ok(total)
-    }
-
-    /// Hands the parameters that each rank has updated to all others.
-    pub(crate) fn gather_parameters(
-        &mut self,
-        mut parameters: Vec<&mut Parameter>,
-    ) -> Result<(), ParallelError> {
-        const DOING: &str = "gathering parameters";
-        if !self.shards_optimizer {
-            return Ok(());
-        }
-        parameters.retain(|p| p.is_trainable());
-        let rank = self.rank();
-        let owner = |p: &Parameter, owners: &BTreeMap<String, usize>| {
-            owners.get(p.name()).copied().unwrap_or_default()
-        };
-        let mut own = Vec::new();
-        for parameter in parameters.iter() {
-            if owner(parameter, &self.owners) == rank {
-                own.extend(to_bytes(&parameter.to_vec()));
-            }
-        }
-        let most: usize = parameters.iter().map(|p| 4 * p.len()).sum();
-        let all = self.collective.all_gather(&own, most as u64, DOING)?;
-        let mut at = vec![0; all.len()];
-        for parameter in parameters {
-            let from = owner(parameter, &self.owners);
-            let start = at[from];
-            at[from] += 4 * parameter.len();
-            if from == rank {
-                continue;
-            }
-            let Some(bytes) = all[from].get(start..at[from]) else {
-                return Err(self.wrong(from, DOING));
-            };
-            parameter.set(floats(bytes).collect());
-        }
-        Ok(())
-    }
-
     /// The whole state of the optimizer on rank 0; on others, and without sharding, nothing.
     pub(crate) fn gather_state(
         &mut self,
@@ -264,11 +270,17 @@ impl Group {
         parameters: &[(String, usize)],
     ) -> Result<SavedState, ParallelError> {
         const DOING: &str = "gathering optimizer states";
-        if !self.shards_optimizer {
+        if !self.layout.is_divided() {
             return Ok(SavedState::new());
         }
+        let rank = self.rank();
+        let counts = |(key, _): &&(String, StateTensor<'_>)| {
+            let place = self.place_of(key);
+            place.is_none_or(|place| place.source() == rank)
+        };
+        let own: Vec<_> = own.iter().filter(counts).cloned().collect();
         let mut writer = Writer::default();
-        writer.state(own);
+        writer.state(&own);
         let most = state_limit(parameters);
         let all = self.collective.gather(0, writer.0, most, DOING)?;
         let mut state = SavedState::new();
@@ -282,20 +294,28 @@ impl Group {
 
     /// The part of an optimizer's state that is of this rank's parameters, and what is of none.
     pub(crate) fn own_state(&self, state: SavedState) -> SavedState {
+        let rank = self.rank();
         let is_own = |key: &str| {
-            // The longest name that a key ends with: `layers.0.w` and not `w`.
-            let ends = |(name, _): &(&String, &usize)| {
-                let before = key.strip_suffix(name.as_str());
-                before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
-            };
-            let owner = self
-                .owners
-                .iter()
-                .filter(ends)
-                .max_by_key(|(name, _)| name.len());
-            owner.is_none_or(|(_, owner)| *owner == self.rank())
+            let place = self.place_of(key);
+            place.is_none_or(|place| match place.owner {
+                Some(owner) => owner == rank,
+                None => place.holders.contains(&rank),
+            })
         };
         state.into_iter().filter(|(key, _)| is_own(key)).collect()
+    }
+
+    /// The place of the parameter that a tensor of the optimizer's state belongs to.
+    fn place_of(&self, key: &str) -> Option<&Place> {
+        // The longest name that a key ends with: `layers.0.w` and not `w`.
+        let ends = |(name, _): &(&String, &Place)| {
+            let before = key.strip_suffix(name.as_str());
+            before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        };
+        let found = self.places.iter().filter(ends);
+        found
+            .max_by_key(|(name, _)| name.len())
+            .map(|(_, place)| place)
     }
 
     /// What rank 0 starts with, for all.
@@ -391,11 +411,11 @@ impl Group {
         Ok((!found.is_empty()).then_some(found))
     }
 
-    fn wrong(&self, rank: usize, doing: &'static str) -> ParallelError {
+    pub(super) fn wrong(&self, rank: usize, doing: &'static str) -> ParallelError {
         self.damaged(rank, doing, "too little".into())
     }
 
-    fn damaged(&self, rank: usize, doing: &'static str, found: String) -> ParallelError {
+    pub(super) fn damaged(&self, rank: usize, doing: &'static str, found: String) -> ParallelError {
         ParallelError::Protocol {
             rank,
             doing,
@@ -403,6 +423,29 @@ impl Group {
             found,
         }
     }
+}
+
+/// The part of rows that belongs to `index` of `parts`.
+fn cut<'r>(
+    rows: &'r [u32],
+    tokens: impl Fn(u32) -> usize,
+    parts: usize,
+    index: usize,
+) -> &'r [u32] {
+    let total: usize = rows.iter().map(|&row| tokens(row)).sum();
+    // A row belongs to the part of the tokens in which its middle lies.
+    let mut before = 0;
+    let of: Vec<usize> = rows
+        .iter()
+        .map(|&row| {
+            let middle = 2 * before + tokens(row);
+            before += tokens(row);
+            (middle * parts / (2 * total).max(1)).min(parts - 1)
+        })
+        .collect();
+    let start = of.partition_point(|&part| part < index);
+    let end = of.partition_point(|&part| part <= index);
+    &rows[start..end]
 }
 
 /// What rank 0 gives, the optimizer's state as bytes already.

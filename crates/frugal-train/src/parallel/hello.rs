@@ -11,7 +11,7 @@ use super::frame::{self, FrameError, MAX_REASON};
 
 const MAGIC: [u8; 8] = *b"FRUGALDP";
 /// Version of everything that processes say to each other.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HELLO: usize = 8 + 2 + 4 + 4 + 2 + 32 + 32;
 
 /// What all processes of a run agree on.

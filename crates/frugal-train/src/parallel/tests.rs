@@ -272,12 +272,12 @@ fn owners_are_balanced_by_size_and_take_their_own_state() {
         ("e", 10),
     ];
     let shares = on_all(2, |group| {
-        let mut group = Group::new(group, true);
+        let mut group = Group::new(group, Layout::data(2, 1)).unwrap();
         let parameters: Vec<Parameter> = sizes.iter().map(|(n, s)| parameter(n, *s)).collect();
         let all: Vec<&Parameter> = parameters.iter().collect();
-        group.assign(&all);
+        group.assign(&all, |_| vec![0]);
         let optimizer = made(&TrainConfig::default()).unwrap();
-        let report = group.report(&all, optimizer.as_ref());
+        let report = group.report(&all, optimizer.as_ref()).unwrap();
         // 190 values of two moments of four bytes, 95 on each rank by hand: 70+20(+...), 50+30+...
         let sum: u64 = report.optimizer_bytes.iter().sum();
         assert_eq!(sum, 190 * 8);
@@ -302,7 +302,7 @@ fn rows_are_shared_by_tokens_and_each_once() {
     let tokens = |row: u32| 1 + (row as usize * 7) % 13;
     for world in [2, 3, 4] {
         let shares = on_all(world, |group| {
-            let group = Group::new(group, false);
+            let group = Group::new(group, Layout::data(world, 0)).unwrap();
             assert!(group.share(&[], tokens).is_empty());
             // A single row is one rank's.
             let single = group.share(&[3], tokens).len();
@@ -323,7 +323,7 @@ fn rows_are_shared_by_tokens_and_each_once() {
 #[test]
 fn a_gradient_that_only_one_rank_has_counts() {
     on_all(3, |group| {
-        let mut group = Group::new(group, false);
+        let mut group = Group::new(group, Layout::data(3, 0)).unwrap();
         let rank = group.rank();
         let parameters = [
             ("a".to_owned(), 2),
@@ -383,6 +383,100 @@ fn a_request_to_stop_was_not_heard_while_others_were_awaited() {
             // Rank 1 may see first that rank 0 is gone.
             let gone = i == 1 && matches!(error, ParallelError::Lost { .. });
             assert!(gone || matches!(error, ParallelError::Stopped), "{error}");
+        }
+    });
+}
+
+/// The sums of stage 1, each on its owner alone: `all_reduce` is what they are compared with.
+#[test]
+fn gradients_that_are_reduced_to_their_owners_have_the_bits_of_the_ring() {
+    let sizes = [("a", 70), ("b", 33), ("c", 20), ("d", 1), ("e", 0)];
+    for world in [2, 3, 4] {
+        let kept = on_all(world, |group| {
+            let mut group = Group::new(group, Layout::data(world, 2)).unwrap();
+            let rank = group.rank();
+            let parameters = sizes.map(|(name, len)| parameter(name, len));
+            group.assign(&parameters.each_ref(), |_| vec![0]);
+            let sizes = sizes.map(|(name, len)| (name.to_owned(), len));
+            let gradients = || {
+                let mut gradients = GradientSum::default();
+                for (i, (name, len)) in sizes.iter().enumerate() {
+                    gradients.insert(name, values(rank + 7 * i, *len));
+                }
+                gradients
+            };
+            let (mut whole, mut own, mut kept) = (gradients(), gradients(), GradientSum::default());
+            group.sum_gradients(0.0, &sizes, &mut whole).unwrap();
+            let loss = group.reduce_gradients(1.5, &sizes, &mut own, &mut kept);
+            assert_eq!(loss.unwrap(), 1.5 * world as f64);
+            assert_eq!(own.iter().count(), 0, "what is reduced is let go of");
+            for (name, _) in &sizes {
+                let expected = group.owns(name).then(|| whole.get(name).unwrap());
+                assert_eq!(kept.get(name), expected, "{name}");
+            }
+            // The squares of all, on all.
+            let squares = crate::optim::squares(&kept);
+            let all = group.all_squares(squares, &sizes).unwrap();
+            assert_eq!(all, crate::optim::squares(&whole));
+            // A second micro-batch is added.
+            let mut own = gradients();
+            group
+                .reduce_gradients(0.0, &sizes, &mut own, &mut kept)
+                .unwrap();
+            for (name, values) in kept.iter() {
+                let twice = whole.get(name).unwrap().iter().map(|v| 2.0 * v);
+                assert_eq!(values, twice.collect::<Vec<f32>>());
+            }
+            kept.iter().count()
+        });
+        assert_eq!(kept.iter().sum::<usize>(), sizes.len());
+    }
+}
+
+/// Two stages of two replicas, and what the first and the last share.
+#[test]
+fn stages_sum_and_gather_among_those_that_compute_with_a_parameter() {
+    let layout = Layout {
+        data: 2,
+        pipeline: 2,
+        micro_batches: 1,
+        zero: 1,
+    };
+    on_all(4, |group| {
+        let mut group = Group::new(group, layout).unwrap();
+        let rank = group.rank();
+        let mut parameters =
+            [("first", 2), ("last", 3), ("tied", 1)].map(|(n, len)| parameter(n, len));
+        group.assign(&parameters.each_ref(), |name| match name {
+            "first" => vec![0],
+            "last" => vec![1],
+            _ => vec![0, 1],
+        });
+        let sizes = parameters
+            .each_ref()
+            .map(|p| (p.name().to_owned(), p.len()));
+        let own = if rank % 2 == 0 { "first" } else { "last" };
+        let len = if rank % 2 == 0 { 2 } else { 3 };
+        let mut gradients = GradientSum::default();
+        gradients.insert(own, vec![1.0 + rank as f32; len]);
+        gradients.insert("tied", vec![10.0 * (1 + rank) as f32]);
+        group.sum_gradients(0.0, &sizes, &mut gradients).unwrap();
+        // Ranks 0 and 2 are the first stage, 1 and 3 the last.
+        let sum = if rank % 2 == 0 { 4.0 } else { 6.0 };
+        assert_eq!(gradients.get(own), Some(vec![sum; len].as_slice()));
+        assert_eq!(gradients.get("tied"), Some([100.0].as_slice()));
+        for parameter in parameters.iter_mut().filter(|p| group.owns(p.name())) {
+            parameter.set(vec![5.0 + parameter.len() as f32; parameter.len()]);
+        }
+        group
+            .gather_parameters(parameters.iter_mut().collect())
+            .unwrap();
+        for parameter in &parameters {
+            let expected = match group.keeps(parameter.name()) {
+                true => 5.0 + parameter.len() as f32,
+                false => 0.0,
+            };
+            assert_eq!(parameter.to_vec(), vec![expected; parameter.len()]);
         }
     });
 }

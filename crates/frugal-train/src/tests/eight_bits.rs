@@ -33,7 +33,12 @@ fn moments_of_eight_bits_go_on_from_a_checkpoint() {
                 );
             }
             optimizer
-                .step(parameters.iter_mut().collect(), &gradients, 1e-2)
+                .step(
+                    parameters.iter_mut().collect(),
+                    &gradients,
+                    &crate::optim::squares(&gradients),
+                    1e-2,
+                )
                 .unwrap();
         }
     };

@@ -48,7 +48,14 @@ pub(super) fn step(
 ) {
     let mut gradients = GradientSum::default();
     gradients.insert(parameter.name(), gradient.to_vec());
-    optimizer.step(vec![parameter], &gradients, lr).unwrap();
+    optimizer
+        .step(
+            vec![parameter],
+            &gradients,
+            &crate::optim::squares(&gradients),
+            lr,
+        )
+        .unwrap();
 }
 
 #[test]

@@ -106,7 +106,14 @@ fn a_matrix_with_a_factor_moves_as_one_at_that_rate_under_every_optimizer() {
                     .collect();
                 let mut gradients = GradientSum::default();
                 gradients.insert(name, gradient);
-                optimizer.step(vec![&mut p], &gradients, lr).unwrap();
+                optimizer
+                    .step(
+                        vec![&mut p],
+                        &gradients,
+                        &crate::optim::squares(&gradients),
+                        lr,
+                    )
+                    .unwrap();
             }
             p.to_vec()
         };

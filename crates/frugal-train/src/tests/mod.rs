@@ -11,6 +11,7 @@ mod optimizers;
 mod preference;
 mod pretraining_memory;
 mod resume;
+mod several;
 mod text_losses;
 mod untracked;
 

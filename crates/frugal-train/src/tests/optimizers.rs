@@ -39,7 +39,12 @@ impl Case {
         let mut gradients = GradientSum::default();
         gradients.insert("w", gradient.to_vec());
         optimizer
-            .step(vec![parameter], &gradients, self.lr)
+            .step(
+                vec![parameter],
+                &gradients,
+                &crate::optim::squares(&gradients),
+                self.lr,
+            )
             .unwrap();
     }
 }

@@ -91,7 +91,14 @@ fn step_pair(optimizer: &mut OptimizerStep, factors: &mut [Parameter; 2], g: &[V
         gradients.insert(name, g.clone());
     }
     let parameters = factors.iter_mut().collect();
-    optimizer.step(parameters, &gradients, lr).unwrap();
+    optimizer
+        .step(
+            parameters,
+            &gradients,
+            &crate::optim::squares(&gradients),
+            lr,
+        )
+        .unwrap();
 }
 
 #[test]
@@ -226,7 +233,12 @@ fn every_optimizer_keeps_as_many_bytes_as_it_says() {
                 gradients.insert(p.name(), noise(1, p.len(), p.len() + i));
             }
             optimizer
-                .step(all.iter_mut().collect(), &gradients, 1e-3)
+                .step(
+                    all.iter_mut().collect(),
+                    &gradients,
+                    &crate::optim::squares(&gradients),
+                    1e-3,
+                )
                 .unwrap();
             assert_eq!(bytes(&optimizer), says, "{}, step {i}", entry.name);
         }

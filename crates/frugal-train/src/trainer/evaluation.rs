@@ -26,7 +26,7 @@ impl Trainer<'_, '_> {
     /// Evaluates; `false` if it was given up because the run is to stop.
     pub(super) fn evaluate(&mut self) -> Result<bool, TrainError> {
         let started = Instant::now();
-        let found = self.measure()?;
+        let found = self.with_whole_at_first(Self::measure)?;
         let Some(evaluation) = self.shared(found)? else {
             return Ok(false);
         };

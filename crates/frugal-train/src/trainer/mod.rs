@@ -1,10 +1,15 @@
 //! The training loop.
 
+mod by_blocks;
 pub(crate) mod check;
+mod division;
 mod evaluation;
 mod parallel;
+mod pipeline;
+mod places;
 mod run;
 mod save;
+mod segments;
 mod start;
 mod step;
 
@@ -55,7 +60,8 @@ pub fn train_with(
     run: TrainRun<'_>,
     objective: Box<dyn Objective>,
 ) -> Result<TrainSummary, TrainError> {
-    Trainer::new(run, objective, None, None)?.run()
+    let (summary, _) = Trainer::new(run, objective, None, None)?.run()?;
+    Ok(summary)
 }
 
 /// Trains an adapter on examples that a source makes step by step. The examples of `run` are what it
@@ -69,7 +75,8 @@ pub fn train_from<'a>(
     objective: Box<dyn Objective>,
     source: &'a mut dyn ExampleSource,
 ) -> Result<TrainSummary, TrainError> {
-    Trainer::new(run, objective, Some(source), None)?.run()
+    let (summary, _) = Trainer::new(run, objective, Some(source), None)?.run()?;
+    Ok(summary)
 }
 
 /// Trains an adapter together with other processes, each of which calls this with the same model,
@@ -81,27 +88,19 @@ pub fn train_from<'a>(
 /// # Errors
 /// As [`train`]; methods and objectives that look at examples together; a process that is lost. After
 /// that rank 0 writes a checkpoint of the last whole step, unless the lost process had a share of the
-/// optimizer's state with it (ZeRO stage 1): the error names the newest checkpoint then.
+/// optimizer's state or of the weights with it (ZeRO, a pipeline): the error names the newest checkpoint
+/// then.
 pub fn train_parallel(
     run: TrainRun<'_>,
     group: &mut Group,
 ) -> Result<(TrainSummary, ParallelReport), TrainError> {
     run.config.validate().map_err(TrainError::Config)?;
     let objective = objective::for_model(run.config, run.model()).map_err(TrainError::Setup)?;
-    let mut report = None;
-    let trained = Trainer::new(run, objective, None, Some(&mut *group)).and_then(|trainer| {
-        report = trainer.report();
-        trainer.run()
-    });
+    let trained = Trainer::new(run, objective, None, Some(&mut *group)).and_then(Trainer::run);
     if let Err(error) = &trained {
         group.abort(&error.to_string());
     }
-    let summary = trained?;
-    let sent = group.bytes_sent();
-    let report = report.map(|report| ParallelReport {
-        bytes_sent: sent,
-        ..report
-    });
+    let (summary, report) = trained?;
     Ok((summary, report.unwrap_or_default()))
 }
 
@@ -130,7 +129,12 @@ struct Trainer<'a, 'g> {
     started: Instant,
     /// What earlier processes spent on the run.
     spent: Cost,
-    /// The other processes of a data-parallel run.
+    /// With ZeRO stages 2 and 3: the sums over all ranks of this rank's gradients, of the micro-batches so
+    /// far.
+    kept: GradientSum,
+    /// What reads each parameter, in a run of several processes.
+    readers: BTreeMap<String, places::Reader>,
+    /// The other processes of the run.
     group: Option<&'g mut Group>,
     /// Step of the newest checkpoint, which ranks without a folder know as well.
     saved_step: Option<u64>,
@@ -170,6 +174,8 @@ impl<'a, 'g> Trainer<'a, 'g> {
             objective,
             source,
             gradients: GradientSum::default(),
+            kept: GradientSum::default(),
+            readers: BTreeMap::new(),
             epoch: batches.epoch(0),
             decay_from: None,
             batches,
@@ -199,16 +205,21 @@ impl<'a, 'g> Trainer<'a, 'g> {
         Ok(trainer)
     }
 
-    fn run(mut self) -> Result<TrainSummary, TrainError> {
+    fn run(mut self) -> Result<(TrainSummary, Option<ParallelReport>), TrainError> {
         let ending = match self.steps() {
             Ok(ending) => ending,
             Err(error) => return Err(self.give_up(error)),
         };
+        let is_interrupted = ending == StopReason::Interrupted;
+        if is_interrupted && let Err(error) = self.save() {
+            return Err(self.give_up(error));
+        }
+        let report = match self.make_whole().and_then(|()| self.report()) {
+            Ok(report) => report,
+            Err(error) => return Err(self.give_up(error)),
+        };
         let mut restored_best = false;
-        if ending == StopReason::Interrupted {
-            if let Err(error) = self.save() {
-                return Err(self.give_up(error));
-            }
+        if is_interrupted {
             self.emit(Event::Interrupted {
                 step: self.state.step,
                 path: self.newest(),
@@ -217,7 +228,7 @@ impl<'a, 'g> Trainer<'a, 'g> {
             restored_best = self.restore_best();
         }
         let cost = self.cost();
-        Ok(TrainSummary {
+        let summary = TrainSummary {
             ending,
             step: self.state.step,
             total_steps: self.total_steps,
@@ -229,7 +240,8 @@ impl<'a, 'g> Trainer<'a, 'g> {
             cost,
             evaluation: self.evaluation,
             checkpoint: self.saved.map(|(_, path)| path),
-        })
+        };
+        Ok((summary, report))
     }
 
     /// Takes steps until the run ends.

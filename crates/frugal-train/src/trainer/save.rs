@@ -33,7 +33,7 @@ impl Trainer<'_, '_> {
         }
         let received = self.gather_state()?;
         self.saved_step = Some(step);
-        self.write(&received)
+        self.with_whole_at_first(|trainer| trainer.write(&received))
     }
 
     /// Writes a checkpoint with what other ranks keep of the optimizer's state.

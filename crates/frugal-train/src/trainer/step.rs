@@ -6,12 +6,14 @@ use frugal_core::events::peak_rss_bytes;
 use frugal_kernels::SavePolicy;
 use frugal_nn::StepContext;
 
+use super::segments::Segments;
 use super::{Trainer, parameters_mut};
 use crate::Tokenized;
 use crate::error::{Set, TrainError};
 use crate::event::Event;
 use crate::objective::{self, MicroStep, ModelParts, StepError};
 use crate::optim::{OptimizerError, SavedState};
+use crate::parallel::Layout;
 
 impl Trainer<'_, '_> {
     /// One optimiser step; `false` if it was given up because the run is to stop.
@@ -44,31 +46,14 @@ impl Trainer<'_, '_> {
         };
 
         self.gradients.clear();
-        let mut loss = 0.0;
-        for (index, rows) in micro_batches.iter().enumerate() {
-            // A step that is given up is taken again from its start after a resume. Processes of a
-            // group stop together, between steps.
-            if index > 0 && self.group.is_none() && self.is_stopped() {
-                return Ok(false);
-            }
-            let (rows, of) = (self.own_rows(rows), self.parts(micro_batches.len()));
-            let seed = self.seed(&self.place(index));
-            if !rows.is_empty() {
-                let examples: Vec<&Tokenized> =
-                    rows.iter().map(|&row| &pool[row as usize]).collect();
-                loss += self.micro_batch(rows, &examples, seed, targets, of)?;
-            }
-            if one_by_one {
-                let gradients = &mut self.gradients;
-                self.run.adapter.after_example(targets as usize, gradients);
-            }
-            self.emit(Event::MicroBatch {
-                step: self.state.step,
-                total_steps: self.total_steps,
-                done: index + 1,
-                of: micro_batches.len(),
-            });
-        }
+        let layout = self.group.as_ref().map(|group| group.layout());
+        let loss = match layout {
+            Some(Layout { pipeline: 2.., .. }) => self.pipelined(&micro_batches, pool, targets)?,
+            _ => match self.accumulated(&micro_batches, pool, targets)? {
+                Some(loss) => loss,
+                None => return Ok(false),
+            },
+        };
 
         let loss = self.sum_gradients(loss)?;
         let (lr, seed) = (
@@ -82,11 +67,14 @@ impl Trainer<'_, '_> {
             lr_factor: self.schedule.factor(self.state.step),
         };
         self.run.adapter.before_step(&context, &mut self.gradients);
+        let squares = self.squares()?;
         let mut parameters = parameters_mut(&mut *self.run.adapter, &mut self.run.head);
         if let Some(group) = &self.group {
             parameters.retain(|p| group.owns(p.name()));
         }
-        let norm = self.optimizer.step(parameters, &self.gradients, lr);
+        let norm = self
+            .optimizer
+            .step(parameters, &self.gradients, &squares, lr);
         let grad_norm = norm.map_err(|OptimizerError::NonFinite { name }| {
             self.non_finite(format!("the gradient of `{name}`"), &rows)
         })?;
@@ -124,6 +112,53 @@ impl Trainer<'_, '_> {
         );
         self.log(lr, grad_norm);
         Ok(true)
+    }
+
+    /// Adds the gradients of micro-batches one after another; returns their loss, none if the step was
+    /// given up because the run is to stop.
+    fn accumulated(
+        &mut self,
+        micro_batches: &[Vec<u32>],
+        pool: &[Tokenized],
+        targets: f64,
+    ) -> Result<Option<f64>, TrainError> {
+        let one_by_one = self.run.adapter.wants_examples();
+        let by_blocks = self.group.as_ref().is_some_and(|g| g.layout().zero == 3);
+        let mut loss = 0.0;
+        for (index, rows) in micro_batches.iter().enumerate() {
+            // A step that is given up is taken again from its start after a resume. Processes of a
+            // group stop together, between steps.
+            if index > 0 && self.group.is_none() && self.is_stopped() {
+                return Ok(None);
+            }
+            let (rows, of) = (self.own_rows(rows), self.parts(micro_batches.len()));
+            let seed = self.seed(&self.place(index));
+            let examples: Vec<&Tokenized> = rows.iter().map(|&row| &pool[row as usize]).collect();
+            let own = if by_blocks {
+                self.micro_batch_by_blocks(&Segments {
+                    rows,
+                    examples: &examples,
+                    seed,
+                    targets,
+                })?
+            } else if rows.is_empty() {
+                0.0
+            } else {
+                self.micro_batch(rows, &examples, seed, targets, of)?
+            };
+            loss += self.reduce_micro_batch(own)?;
+            if one_by_one {
+                let gradients = &mut self.gradients;
+                self.run.adapter.after_example(targets as usize, gradients);
+            }
+            self.emit(Event::MicroBatch {
+                step: self.state.step,
+                total_steps: self.total_steps,
+                done: index + 1,
+                of: micro_batches.len(),
+            });
+        }
+        Ok(Some(loss))
     }
 
     /// The examples of a step from the source, if there is one, and which are in which micro-batch.

@@ -14,10 +14,10 @@ use frugal_eval::report::{
 };
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::save::write_model;
-use frugal_models::{ModelConfig, build, merge, random_weights};
-use frugal_nn::{Adapter, Backbone, BuildContext, ModelError};
+use frugal_models::{ModelConfig, build, hollow_weights, merge, random_weights};
+use frugal_nn::{Adapter, Backbone, BuildContext, Frozen, ModelError, Weight};
 use frugal_train::mixture::Mixture;
-use frugal_train::parallel::{Group, ParallelReport};
+use frugal_train::parallel::{Group, Layout, ParallelReport};
 use frugal_train::{CausalLm, Event, ExampleSource, TrainRun, evaluate_observed, train_parallel};
 use serde::Serialize;
 
@@ -76,7 +76,7 @@ pub fn pretrain(
 ///
 /// # Errors
 /// Naming the setting that they cannot share.
-pub fn check_parallel(config: &PretrainConfig) -> Result<(), RunError> {
+pub fn check_parallel(config: &PretrainConfig, layout: Layout) -> Result<(), RunError> {
     let given = [
         ("fork", config.fork.is_some()),
         ("decay_data", !config.decay_data.is_empty()),
@@ -93,8 +93,20 @@ pub fn check_parallel(config: &PretrainConfig) -> Result<(), RunError> {
         Some((key, _)) => Err(RunError::Invalid(format!(
             "`{key}`: such a run is one of one process: leave it out, or `--parallel`"
         ))),
-        None => Ok(()),
+        None => check_layout(config, layout),
     }
+}
+
+/// What is known of a layout before there is a model.
+fn check_layout(config: &PretrainConfig, layout: Layout) -> Result<(), RunError> {
+    let layers = config.shape.num_hidden_layers;
+    if config.from.is_none() && layout.pipeline > layers {
+        return Err(RunError::Invalid(format!(
+            "`pipeline={}`: P ≤ layers: `shape.num_hidden_layers` is {layers}",
+            layout.pipeline
+        )));
+    }
+    Ok(())
 }
 
 /// As [`pretrain`], as rank 0 of several processes. `meet` is called once the folder is this
@@ -142,12 +154,14 @@ pub fn pretrain_worker(
     group: &mut Group,
 ) -> Result<(), RunError> {
     let quiet: Observe<'_> = &mut |_| {};
-    let made = (|| {
-        check_parallel(config)?;
+    let made: Result<Made, RunError> = (|| {
+        check_parallel(config, group.layout())?;
         let device = crate::device::device(&config.device)?;
         let start = config.from.as_deref();
         let start = start.map(|from| Start::open(from, config)).transpose()?;
-        Made::new(config, start.as_ref(), None, device, quiet)
+        let mut made = Made::new(config, start.as_ref(), None, device, quiet)?;
+        made.share_out(group.layout())?;
+        Ok(made)
     })();
     let mut made = match made {
         Ok(made) => made,
@@ -261,6 +275,24 @@ impl Made {
             adapter,
         })
     }
+
+    /// Where each process is to have a part of the weights, lets go of those that the run begins with:
+    /// what is trained has copies.
+    fn share_out(&mut self, layout: Layout) -> Result<(), RunError> {
+        let mut is_whole = true;
+        self.backbone.visit_weights(&mut |part| {
+            if let Frozen::Linear(linear) = part {
+                is_whole &= matches!(linear.weight, Weight::Dense(_));
+            }
+        });
+        let is_divided = layout.zero == 3 || layout.pipeline > 1;
+        if is_divided && is_whole && self.adapter.replaces_weights() {
+            let device = self.backbone.device().clone();
+            let hollow = hollow_weights(&self.model, &device);
+            self.backbone = build(self.model.clone(), &hollow, &device)?;
+        }
+        Ok(())
+    }
 }
 
 /// The run, in a folder that is its own.
@@ -284,10 +316,14 @@ fn pretrain_in_folder(
         base::check(&config.out, name, &files.fingerprint(), resume)?;
     }
     let stored = stored_config(&config.out.join(CONFIG_FILE)).filter(|_| resume);
-    if group.is_some() {
-        check_parallel(config)?;
+    let layout = group.as_ref().map(|group| group.layout());
+    if let Some(layout) = layout {
+        check_parallel(config, layout)?;
     }
-    let made = Made::new(config, start.as_ref(), stored.as_ref(), device, observe)?;
+    let mut made = Made::new(config, start.as_ref(), stored.as_ref(), device, observe)?;
+    if let Some(layout) = layout {
+        made.share_out(layout)?;
+    }
     let Made {
         config,
         corpus,
