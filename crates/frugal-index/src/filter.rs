@@ -224,7 +224,7 @@ fn split(text: &str) -> Option<(&str, Operator, &str, bool)> {
         let found = SYMBOLS.iter().find(|(s, _)| text[at..].starts_with(s));
         found.map(|(symbol, operator)| (at, symbol.len(), *operator))
     });
-    let is_in = |at: &usize| text[*at..].as_bytes()[..4].eq_ignore_ascii_case(b" in ");
+    let is_in = |at: &usize| text.as_bytes()[*at..*at + 4].eq_ignore_ascii_case(b" in ");
     let ends = text.len().saturating_sub(3);
     let word = (0..ends)
         .filter(|&at| text.is_char_boundary(at))
