@@ -9,7 +9,7 @@ import adapters
 import peft
 import torch
 from adapters import bert, llama, lora
-from common import generator
+from common import FIXTURES, generator
 from peft.tuners.lora.config import BdLoraConfig, EvaConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from peft.tuners.lora.monteclora import MontecloraSampler
 from peft.tuners.multitask_prompt_tuning.model import MultitaskPromptEmbedding
@@ -176,6 +176,9 @@ MORE = {
     "llama-adaption-prompt": llama(
         peft.AdaptionPromptConfig(adapter_len=5, adapter_layers=2), "both blocks, grouped heads", spread=1.0),
     "llama-adaption-prompt-top": llama(peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1), "the upper block", spread=1.0),
+    "llama-adaption-prompt-bias": (
+        "llama-rope-linear", adapters.CAUSAL["llama"], peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1, task_type=adapters.LM),
+        "an output projection with a bias, which is added once more", {"spread": 1.0}),
     "llama-adamss": llama(
         peft.AdamssConfig(r=10, num_subspaces=4, subspace_rank=2, target_modules=["q_proj", "k_proj", "down_proj"]),
         "four groups of outputs in ten directions, found with the seed"),
@@ -203,7 +206,22 @@ MORE = {
     "bert-frod-seqcls": bert(peft.FrodConfig(target_modules=BERT, sparse_rate=0.05, progressbar=False), "with biases"),
 }
 
+def all_directions():
+    """A file whose groups of outputs rounding decided: as many directions as the layer has outputs."""
+    config = peft.AdamssConfig(task_type=adapters.LM, target_modules=["k_proj"])
+    model_dir = FIXTURES / "models" / "llama"
+    config.base_model_name_or_path = str(model_dir)
+    folder = FIXTURES / "methods" / "adamss-all-directions"
+    model = peft.get_peft_model(adapters.base(model_dir, adapters.CAUSAL["llama"]), config)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] in ([], ["adamss-all-directions"]):
+        all_directions()
+    if sys.argv[1:] == ["adamss-all-directions"]:
+        sys.exit()
     adapters.ADAPTERS = MORE
     adapters.BITFIT = None
     adapters.main(sys.argv[1:] or list(MORE))

@@ -105,15 +105,54 @@ def save(name, model, cases):
     (folder / "expected.json").write_text(json.dumps({"texts": TEXTS, "cases": expected}) + "\n")
 
 
+def transformer():
+    return Transformer(str(OUT / "base"))
+
+
+def named_and_flagged():
+    """Modes by name beside flags of older files that say something else."""
+    folder = OUT / "variants" / "named-and-flagged"
+    shutil.copytree(OUT / "variants" / "several", folder)
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps(
+            {
+                "word_embedding_dimension": 32,
+                "pooling_mode": "weightedmean",
+                "pooling_mode_cls_token": True,
+                "pooling_mode_mean_tokens": True,
+                "pooling_mode_max_tokens": False,
+            }
+        )
+        + "\n"
+    )
+    (folder / "expected.json").unlink()
+    with tempfile.TemporaryDirectory() as whole:
+        shutil.copytree(OUT / "base", whole, dirs_exist_ok=True)
+        shutil.copytree(folder, whole, dirs_exist_ok=True)
+        vectors = SentenceTransformer(whole).encode(TEXTS)
+    expected = {"texts": TEXTS, "cases": [{"options": {}, "vectors": vectors.tolist()}]}
+    (folder / "expected.json").write_text(json.dumps(expected) + "\n")
+
+
+def similar():
+    """Vectors of any length, compared by what the folder says: `model.similarity` of all texts."""
+    for name in ["dot", "cosine"]:
+        model = SentenceTransformer(
+            modules=[transformer(), Pooling(32, pooling_mode="mean_sqrt_len_tokens")], similarity_fn_name=name
+        )
+        save(f"similarity-{name}", model, [{}])
+        path = OUT / "variants" / f"similarity-{name}" / "expected.json"
+        expected = json.loads(path.read_text())
+        vectors = model.encode(TEXTS)
+        expected["similarity"] = model.similarity(vectors, vectors).tolist()
+        path.write_text(json.dumps(expected) + "\n")
+
+
 def main():
     shutil.rmtree(OUT, ignore_errors=True)
     torch.manual_seed(0)
     BertModel(config()).save_pretrained(OUT / "base")
     tokenizer(16).save_pretrained(OUT / "base")
-
-    def transformer():
-        return Transformer(str(OUT / "base"))
-
     for mode in MODES:
         save(mode, SentenceTransformer(modules=[transformer(), Pooling(32, pooling_mode=mode)]), [{}])
         prompted = SentenceTransformer(
@@ -175,6 +214,9 @@ def main():
         vectors = SentenceTransformer(whole).encode(TEXTS)
     expected = {"texts": TEXTS, "cases": [{"options": {}, "vectors": vectors.tolist()}]}
     (old / "expected.json").write_text(json.dumps(expected) + "\n")
+
+    named_and_flagged()
+    similar()
 
     torch.manual_seed(2)
     vectors = torch.randn(6, 20).numpy()

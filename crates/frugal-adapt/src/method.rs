@@ -1,5 +1,6 @@
 //! What a method is: its name, what it can do, and how it is built from settings.
 
+use frugal_formats::safetensors::LoadReport;
 use frugal_models::{LoadOptions, Quantize};
 use frugal_nn::{AdaptError, Adapter, BuildContext, Operation, SiteTable};
 use serde::Serialize;
@@ -73,6 +74,8 @@ pub struct FileRule {
     pub check: fn(&dyn Adapter) -> Result<(), AdaptError>,
     /// Why an adapter with these settings is read and used, but not trained on.
     pub not_trained_on: fn(&Settings) -> Option<&'static str>,
+    /// Why tensors of a file do not fit, where the shapes alone do not say.
+    pub misfit: fn(&LoadReport) -> Option<String>,
 }
 
 /// The typed settings of a method, from which [`Method::of`] makes its registry entry.
@@ -172,6 +175,7 @@ impl Method {
                 hold_what_follows_from_weights: false,
                 check: |_| Ok(()),
                 not_trained_on: |_| None,
+                misfit: |_| None,
             },
             capabilities: Capabilities {
                 merge: true,
@@ -231,6 +235,12 @@ impl Method {
     /// With some settings adapters from files are not trained on, for the reason that this gives.
     pub const fn not_trained_on(mut self, why: fn(&Settings) -> Option<&'static str>) -> Self {
         self.file_rule.not_trained_on = why;
+        self
+    }
+
+    /// Says why tensors of a file do not fit, where the shapes alone do not.
+    pub const fn misfit(mut self, why: fn(&LoadReport) -> Option<String>) -> Self {
+        self.file_rule.misfit = why;
         self
     }
 

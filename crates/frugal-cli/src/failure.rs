@@ -69,11 +69,18 @@ pub fn check_threads() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A panic is a mistake in this program; say so in one sentence instead of a stack trace.
+/// A panic is a mistake in this program; say so in one sentence, or with a stack trace where one is
+/// asked for. One that is expected, of a library that reads a damaged file, becomes an error.
 pub fn install_panic_hook() {
     if std::env::var_os("RUST_BACKTRACE").is_none() {
-        std::panic::set_hook(Box::new(on_panic));
+        return std::panic::set_hook(Box::new(on_panic));
     }
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !frugal_core::caught::is_expected() {
+            usual(info);
+        }
+    }));
 }
 
 fn on_panic(info: &PanicHookInfo<'_>) {

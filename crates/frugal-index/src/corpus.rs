@@ -443,13 +443,24 @@ fn absent(
 ) -> IndexError {
     let known = names.join("`, `");
     let found: Vec<&str> = fields.keys().map(String::as_str).take(12).collect();
+    let role = if what == "identifier" { "id" } else { "text" };
+    let separator = match found.as_slice() {
+        [only] => [';', '|', '\t', ',']
+            .into_iter()
+            .find(|c| only.contains(*c)),
+        _ => None,
+    };
+    let hint = match separator {
+        Some(c) => format!(
+            "its columns seem to be separated by {c:?}: separate them by commas in a .csv file, by tabs in a .tsv file, or map a field, as in `{role}=FIELD`"
+        ),
+        None => format!("map one, as in `{role}=FIELD`"),
+    };
     let found = found.join("`, `");
     IndexError::record(
         path,
         line,
-        format!(
-            "no {what}: expected a field `{known}`, found `{found}`; map one, as in `text=FIELD`"
-        ),
+        format!("no {what}: expected a field `{known}`, found `{found}`; {hint}"),
     )
 }
 

@@ -25,7 +25,10 @@ pub enum Operator {
     GreaterOrEqual,
 }
 
-/// One condition, as `year>1960`, `lang=en`, `venue in SIGIR,ECIR`.
+/// One condition, as `year>1960`, `lang=en`, `venue in SIGIR,ECIR`, `city not in (Rome, "Paris, Texas")`.
+///
+/// Quotes, single or double, make a value text as it stands. Outside of them a comma, an operator or the
+/// words `and` and `or` are refused: they are meant as more than one condition or value.
 ///
 /// Numbers are compared as numbers, also where the file has them as text; everything else as text,
 /// by `<` and `>` in the order of its characters, which suits dates as `2024-05-01`. A field of
@@ -98,7 +101,8 @@ pub(crate) fn flattened<'a>(
         .for_each(|(name, value)| walk(name, value, each));
 }
 
-const SYMBOLS: [(&str, Operator); 7] = [
+const SYMBOLS: [(&str, Operator); 8] = [
+    ("<>", Operator::NotEqual),
     ("!=", Operator::NotEqual),
     (">=", Operator::GreaterOrEqual),
     ("<=", Operator::LessOrEqual),
@@ -123,25 +127,94 @@ impl FromStr for Condition {
         if field.is_empty() {
             return Err(wrong("the name of a field is missing before the operator"));
         }
-        let values: Vec<String> = match list {
-            true => {
-                let inner = value.trim();
-                let inner = inner
-                    .strip_prefix('(')
-                    .and_then(|inner| inner.strip_suffix(')'))
-                    .unwrap_or(inner);
-                inner.split(',').map(unquoted).collect()
+        let (field, operator) = match field.rsplit_once(char::is_whitespace) {
+            Some((name, word)) if list && word.eq_ignore_ascii_case("not") => {
+                (name.trim_end(), Operator::NotEqual)
             }
-            false => vec![unquoted(value)],
+            _ => (field, operator),
         };
-        if values.iter().any(String::is_empty) && !value.contains('"') {
-            return Err(wrong("a value is missing behind the operator"));
-        }
+        let values = match list {
+            true => listed(value).map_err(|problem| wrong(&problem))?,
+            false => vec![value],
+        };
+        let single = if list { "" } else { IN_QUOTES_OR_IN };
+        let values = values.into_iter().map(|value| plain(value, single));
         Ok(Self {
             field: field.into(),
             operator,
-            values,
+            values: values
+                .collect::<Result<_, _>>()
+                .map_err(|problem| wrong(&problem))?,
         })
+    }
+}
+
+/// What a comma in a single value may have meant.
+const IN_QUOTES_OR_IN: &str =
+    "for one of several values write `FIELD in A,B`, and put a value with a comma in quotes";
+/// What an operator or a joining word in a value may have meant.
+const ONE_AT_A_TIME: &str =
+    "repeat `--filter` for another condition, and put a value that contains this in quotes";
+
+/// The values of a list, in parentheses or brackets or in none; commas within quotes divide nothing.
+fn listed(text: &str) -> Result<Vec<&str>, String> {
+    let text = text.trim();
+    let inner = [('(', ')'), ('[', ']')].iter().find_map(|&(open, close)| {
+        let opened = text.strip_prefix(open)?;
+        Some(opened.strip_suffix(close).ok_or_else(|| {
+            format!("the list begins with `{open}` and does not end with `{close}`")
+        }))
+    });
+    let text = inner.unwrap_or(Ok(text))?;
+    let (mut values, mut start, mut quote) = (Vec::new(), 0, None);
+    for (at, c) in text.char_indices() {
+        match (quote, c) {
+            (None, ',') => {
+                values.push(&text[start..at]);
+                start = at + 1;
+            }
+            (None, '"' | '\'') if text[start..at].trim().is_empty() => quote = Some(c),
+            (Some(open), c) if c == open => quote = None,
+            _ => {}
+        }
+    }
+    values.push(&text[start..]);
+    Ok(values)
+}
+
+/// A value without its quotes; outside of them nothing that other languages of filters would read as more
+/// than a value. `comma` says what to do about a comma.
+fn plain(value: &str, comma: &str) -> Result<String, String> {
+    let value = value.trim();
+    if let Some(quote) = value.chars().next().filter(|c| "\"'".contains(*c)) {
+        let inner = &value[1..];
+        let Some(end) = inner.find(quote) else {
+            return Err(format!("the quote `{quote}` is not closed"));
+        };
+        return match inner[end + 1..].trim() {
+            "" => Ok(inner[..end].to_owned()),
+            behind => Err(format!(
+                "there is `{behind}` behind the quotes; {ONE_AT_A_TIME}"
+            )),
+        };
+    }
+    if value.is_empty() {
+        return Err("a value is missing behind the operator".into());
+    }
+    let words = ["and", "or", "&&", "||"];
+    let joining = value
+        .split_whitespace()
+        .skip(1)
+        .find(|word| words.iter().any(|known| word.eq_ignore_ascii_case(known)));
+    if let Some(word) = joining {
+        return Err(format!("the value contains `{word}`; {ONE_AT_A_TIME}"));
+    }
+    if let Some(sign) = value.chars().find(|c| "<>=".contains(*c)) {
+        return Err(format!("the value contains `{sign}`; {ONE_AT_A_TIME}"));
+    }
+    match value.contains(',') && !comma.is_empty() {
+        true => Err(format!("the value contains a comma; {comma}")),
+        false => Ok(value.to_owned()),
     }
 }
 
@@ -151,7 +224,11 @@ fn split(text: &str) -> Option<(&str, Operator, &str, bool)> {
         let found = SYMBOLS.iter().find(|(s, _)| text[at..].starts_with(s));
         found.map(|(symbol, operator)| (at, symbol.len(), *operator))
     });
-    let word = text.find(" in ");
+    let is_in = |at: &usize| text.as_bytes()[*at..*at + 4].eq_ignore_ascii_case(b" in ");
+    let ends = text.len().saturating_sub(3);
+    let word = (0..ends)
+        .filter(|&at| text.is_char_boundary(at))
+        .find(is_in);
     match (symbol, word) {
         (Some((at, ..)), Some(word)) if word < at => {
             Some((&text[..word], Operator::Equal, &text[word + 4..], true))
@@ -162,12 +239,6 @@ fn split(text: &str) -> Option<(&str, Operator, &str, bool)> {
         }
         (None, None) => None,
     }
-}
-
-fn unquoted(value: &str) -> String {
-    let value = value.trim();
-    let inner = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
-    inner.unwrap_or(value).to_owned()
 }
 
 impl Condition {
@@ -214,7 +285,7 @@ impl Condition {
         }
     }
 
-    fn is_equality(&self) -> bool {
+    pub(crate) fn is_equality(&self) -> bool {
         matches!(self.operator, Operator::Equal | Operator::NotEqual)
     }
 
@@ -272,12 +343,22 @@ impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let symbol = match self.operator {
             Operator::Equal if self.values.len() > 1 => " in ",
+            Operator::NotEqual if self.values.len() > 1 => " not in ",
             operator => SYMBOLS
                 .iter()
                 .rfind(|(_, known)| *known == operator)
                 .map_or("=", |(symbol, _)| symbol),
         };
-        write!(f, "{}{symbol}{}", self.field, self.values.join(","))
+        write!(f, "{}{symbol}", self.field)?;
+        for (i, value) in self.values.iter().enumerate() {
+            let comma = if i > 0 { "," } else { "" };
+            match plain(value, IN_QUOTES_OR_IN) {
+                Ok(same) if same == *value => write!(f, "{comma}{value}")?,
+                _ if value.contains('"') => write!(f, "{comma}'{value}'")?,
+                _ => write!(f, "{comma}\"{value}\"")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -309,6 +390,35 @@ mod tests {
                 vec!["born in May"],
             ),
             ("note=\"\"", "note", Operator::Equal, vec![""]),
+            ("year<>1961", "year", Operator::NotEqual, vec!["1961"]),
+            ("year>'1960'", "year", Operator::Greater, vec!["1960"]),
+            ("lang='en'", "lang", Operator::Equal, vec!["en"]),
+            ("name=O'Brien", "name", Operator::Equal, vec!["O'Brien"]),
+            ("a='say \"x\"'", "a", Operator::Equal, vec!["say \"x\""]),
+            (
+                "lang IN [en, de]",
+                "lang",
+                Operator::Equal,
+                vec!["en", "de"],
+            ),
+            (
+                "city in 'Paris, Texas',\"a, b\", c",
+                "city",
+                Operator::Equal,
+                vec!["Paris, Texas", "a, b", "c"],
+            ),
+            (
+                "lang not in (en,de)",
+                "lang",
+                Operator::NotEqual,
+                vec!["en", "de"],
+            ),
+            (
+                "title='war and peace'",
+                "title",
+                Operator::Equal,
+                vec!["war and peace"],
+            ),
         ] {
             let found = condition(text);
             assert_eq!(
@@ -317,11 +427,37 @@ mod tests {
                 "{text}"
             );
             assert_eq!(found.values, values, "{text}");
+            assert_eq!(condition(&found.to_string()), found, "{text}");
         }
         assert_eq!(condition("lang in en, de").to_string(), "lang in en,de");
         assert_eq!(condition("year>=1960").to_string(), "year>=1960");
         for text in ["year", "=3", "year>", "lang in ", "year > "] {
             assert!(text.parse::<Condition>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn syntax_of_other_filters_was_taken_for_the_text_of_a_value() {
+        for (text, hint) in [
+            ("year>1960 and lang=en", "repeat `--filter`"),
+            ("year>1960 AND lang=en", "repeat `--filter`"),
+            ("year>1960 && recent", "repeat `--filter`"),
+            ("year>1960 or lang=en", "repeat `--filter`"),
+            ("year>1960||lang=en", "repeat `--filter`"),
+            ("title=\"a\" and year>3", "repeat `--filter`"),
+            ("year>=1960,year<1965", "repeat `--filter`"),
+            ("year=>1960", "contains `>`"),
+            ("year=1960,1961", "`FIELD in A,B`"),
+            ("lang in (en,de", "does not end with `)`"),
+            ("lang in ('en,de", "does not end with `)`"),
+            ("lang='en", "not closed"),
+            ("lang in en,\"de", "not closed"),
+            ("lang in en,,de", "missing"),
+            ("lang=\"en\"x", "behind the quotes"),
+            ("é in ü and ö", "repeat `--filter`"),
+        ] {
+            let error = text.parse::<Condition>().unwrap_err().to_string();
+            assert!(error.contains(hint), "{text}: {error}");
         }
     }
 

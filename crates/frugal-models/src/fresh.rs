@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::keys::bad;
+use crate::rope::check_keys;
 
 /// Sizes that every architecture is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +126,7 @@ impl FreshSizes {
     }
 
     /// Bounds every size before anything is made of one, of `own` too: whole numbers there are sizes.
+    /// Rotary settings have the keys of their kind.
     ///
     /// # Errors
     /// [`ModelError::Config`] that names the key.
@@ -135,6 +137,11 @@ impl FreshSizes {
                 continue;
             }
             check_size(key, *size as u64, source)?;
+        }
+        for key in ["rope_scaling", "rope_parameters"] {
+            if let Some(settings) = own.get(key).and_then(Value::as_object) {
+                check_keys(key, settings, source)?;
+            }
         }
         let whole = own
             .iter()
@@ -176,5 +183,42 @@ impl FreshSizes {
             return Err(own.refuse("hidden_size", reason));
         }
         Ok(width / heads)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_rotary_settings_that_no_kind_has_were_passed_over() {
+        let check = |settings: Value| {
+            let keys = settings.as_object().cloned().unwrap_or_default();
+            check_keys("rope_scaling", &keys, "shape")
+        };
+        let yarn = "original_max_position_embeddings";
+        for good in [
+            json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}),
+            json!({"type": "yarn", "factor": 2.0, "beta_fast": 16.0, yarn: 8}),
+            json!({"full_attention": {"rope_type": "default"}, "sliding_attention": {}}),
+            json!({}),
+        ] {
+            assert!(check(good.clone()).is_ok(), "{good}");
+        }
+        let linear = |key: &str| json!({"rope_type": "linear", "factor": 2.0, key: 1});
+        let misspelt = json!({"rope_type": "yarn", "factor": 2.0, "beta_fst": 1});
+        let nested = json!({"full_attention": {"rope_type": "default", "foo": 1}});
+        for (wrong, named) in [
+            (linear("foo"), "`foo`"),
+            (linear("beta_fast"), "`beta_fast`"),
+            (misspelt, "did you mean `beta_fast`"),
+            (nested, "`foo`"),
+        ] {
+            let error = check(wrong).unwrap_err().to_string();
+            assert!(
+                error.contains(named) && error.contains("rope_scaling"),
+                "{error}"
+            );
+        }
     }
 }

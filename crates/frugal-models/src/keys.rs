@@ -140,6 +140,14 @@ pub fn initializer_range(raw: &Value, source: &str) -> Result<f32, ModelError> {
     positive(key, number, source).map(|std| std as f32)
 }
 
+/// A number in a message; one of hundreds of digits by its power of ten.
+pub(crate) fn shown(value: f64) -> String {
+    match value.abs() >= 1e16 {
+        true => format!("{value:e}"),
+        false => value.to_string(),
+    }
+}
+
 fn within(
     key: &str,
     value: f64,
@@ -150,6 +158,7 @@ fn within(
     if fits && (value as f32).is_finite() {
         return Ok(value);
     }
+    let value = shown(value);
     let reason = format!("{value} given, but it must be {wanted} and a number of single precision");
     Err(bad(source, key, reason))
 }

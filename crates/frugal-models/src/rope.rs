@@ -6,11 +6,12 @@
 //! (transformers 4) and `rope_parameters` (transformers 5).
 
 use burn::prelude::*;
+use frugal_core::suggest::did_you_mean;
 use frugal_nn::{ModelError, RotaryTable, SequenceLayout};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::keys::bad;
+use crate::keys::{bad, shown};
 
 /// How rotary frequencies are stretched beyond the trained context.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -190,7 +191,8 @@ impl<'a> RopeReader<'a> {
             && share != 1.0
         {
             return Err(block.bad(format!(
-                "`partial_rotary_factor` {share} is not supported for this architecture, only 1"
+                "`partial_rotary_factor` {} is not supported for this architecture, only 1",
+                shown(share)
             )));
         }
         let max = self.max_positions as f64;
@@ -224,11 +226,65 @@ impl<'a> RopeReader<'a> {
         };
         for (name, value) in [("theta", theta), ("original length", original)] {
             if !(value > 0.0 && value.is_finite()) {
-                return Err(block.bad(format!("{name} {value} given, but it must be positive")));
+                return Err(block.bad(format!(
+                    "{name} {} given, but it must be positive",
+                    shown(value)
+                )));
             }
         }
         Ok(RopeConfig { theta, scaling })
     }
+}
+
+/// Refuses keys that rotary settings of their kind do not have, and that would be passed over.
+///
+/// # Errors
+/// Names the key, and what there is.
+pub(crate) fn check_keys(
+    key: &'static str,
+    settings: &Map<String, Value>,
+    source: &str,
+) -> Result<(), ModelError> {
+    if settings.values().any(Value::is_object) {
+        let kinds = settings.values().filter_map(Value::as_object);
+        return kinds
+            .into_iter()
+            .try_for_each(|kind| check_keys(key, kind, source));
+    }
+    let kind = Block::new(key, settings, source).kind()?;
+    let own: &[&str] = match kind {
+        "linear" | "dynamic" => &["factor"],
+        "llama3" => &["factor", "low_freq_factor", "high_freq_factor"],
+        "yarn" => &[
+            "factor",
+            "attention_factor",
+            "mscale",
+            "mscale_all_dim",
+            "beta_fast",
+            "beta_slow",
+            "truncate",
+        ],
+        "longrope" => &["factor", "attention_factor", "short_factor", "long_factor"],
+        _ => &[],
+    };
+    let shared = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+    let original = "original_max_position_embeddings";
+    let stretched = ["llama3", "yarn", "longrope"].contains(&kind);
+    let known =
+        |name: &str| shared.contains(&name) || own.contains(&name) || stretched && name == original;
+    let Some(unknown) = settings.keys().find(|name| !known(name)) else {
+        return Ok(());
+    };
+    let mut names: Vec<&str> = own.to_vec();
+    names.extend(stretched.then_some(original));
+    names.extend(["rope_type", "rope_theta"]);
+    let hint = did_you_mean(unknown, names.iter().copied());
+    let hint = hint.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+    let reason = format!(
+        "`{unknown}` is no key of the kind `{kind}`, which has `{}`{hint}",
+        names.join("`, `")
+    );
+    Err(bad(source, key, reason))
 }
 
 fn number(key: &str, value: &Value, source: &str) -> Result<f64, ModelError> {
@@ -298,7 +354,7 @@ impl<'a> Block<'a> {
         if value > 0.0 && value.is_finite() {
             Ok(value)
         } else {
-            Err(self.bad(format!("`{key}` is {value}, but must be positive")))
+            Err(self.bad(format!("`{key}` is {}, but must be positive", shown(value))))
         }
     }
 

@@ -67,6 +67,9 @@ impl StoredType {
     /// # Errors
     /// What is wrong with the deviation.
     pub fn check_deviation(self, deviation: f64) -> Result<(), String> {
+        if deviation.is_nan() {
+            return Err("NaN given, but a standard deviation is a number".into());
+        }
         // More deviations than this from 0 are never drawn of a uniform number of 53 bits.
         let farthest = self.rounded((16.0 * deviation) as f32);
         let wrong = if !farthest.is_finite() {

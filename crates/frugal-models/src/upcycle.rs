@@ -72,7 +72,7 @@ pub fn upcycled_config(
         return refused("num_experts", reason);
     }
     if !(router_std.is_finite() && router_std > 0.0) {
-        let reason = format!("a router of spread {router_std} has no way to tell experts apart");
+        let reason = format!("a router of spread {router_std:e} has no way to tell experts apart");
         return refused("router_std", reason);
     }
     if config.cost().experts > 1 {

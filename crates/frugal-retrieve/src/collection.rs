@@ -1,29 +1,23 @@
 //! A folder of documents that can be searched, with the encoder of their vectors.
 
-use std::collections::HashSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
-use frugal_core::fs::write_atomic;
 use frugal_eval::rag::cosine;
 use frugal_index::{
-    Bm25, CorpusOptions, Document, Effort, Encoding, Filter, Found, Fusion, HnswOptions, Index,
-    IndexError, Metric, Mode, Query, Settings, Writer, read_corpus,
+    Analyzer, Bm25, CorpusOptions, Document, Effort, Encoding, Filter, Found, Fusion, HnswOptions,
+    Index, Metric, Mode, Query,
 };
 use frugal_models::Quantize;
 use frugal_models::load::Lookup;
 use serde::{Deserialize, Serialize};
 
-use crate::chunk::{ChunkOptions, chunks, document_of};
+use crate::chunk::ChunkOptions;
 use crate::{EmbedOptions, Encoder, EncoderRequest, Prompt, RetrieveError};
 
 /// Beside the index: the encoder as it was asked for.
-const ENCODER_FILE: &str = "encoder.json";
-/// Texts that are embedded together.
-const BATCH: usize = 256;
-/// Documents between two commits: what an interrupted run may have to do again.
-const COMMIT: usize = 4096;
-
+pub(crate) const ENCODER_FILE: &str = "encoder.json";
 /// The encoder of an index, as it is opened again to search.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,16 +36,51 @@ pub struct StoredEncoder {
     pub truncate_dim: Option<usize>,
 }
 
+/// How near vectors are found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ann {
+    /// All are looked at.
+    Exact,
+    /// Along graphs.
+    Hnsw(HnswOptions),
+}
+
+impl Ann {
+    pub(crate) fn of(hnsw: Option<HnswOptions>) -> Self {
+        hnsw.map_or(Self::Exact, Self::Hnsw)
+    }
+
+    pub(crate) fn hnsw(self) -> Option<HnswOptions> {
+        match self {
+            Self::Exact => None,
+            Self::Hnsw(options) => Some(options),
+        }
+    }
+}
+
+impl fmt::Display for Ann {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact => f.write_str("exact"),
+            Self::Hnsw(options) => write!(
+                f,
+                "hnsw (m {}, ef_construction {})",
+                options.m, options.ef_construction
+            ),
+        }
+    }
+}
+
 /// How documents are indexed.
 #[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
-    /// How words become terms; matters for a new index only.
-    pub analyzer: frugal_index::Analyzer,
-    /// How vectors are stored; matters for a new index only.
-    pub encoding: Encoding,
-    /// Graphs over the vectors of a new index; an index that is there must have been made with the
-    /// same.
-    pub hnsw: Option<HnswOptions>,
+    /// How words become terms. This and the next two are the default in a new index where they are
+    /// absent; an index that is there must have been made with what is given.
+    pub analyzer: Option<Analyzer>,
+    /// How vectors are stored.
+    pub encoding: Option<Encoding>,
+    /// How near vectors are found.
+    pub ann: Option<Ann>,
     /// Names of fields.
     pub corpus: CorpusOptions,
     /// Cut long documents; otherwise they are indexed whole, and an encoder reads their beginning.
@@ -64,6 +93,22 @@ pub struct BuildOptions {
     pub query_prompt: Option<String>,
     /// Dimensions that are kept.
     pub truncate_dim: Option<usize>,
+}
+
+impl BuildOptions {
+    /// These, with what they do not say as an encoder has it that was kept.
+    pub(crate) fn over(&self, kept: Option<&StoredEncoder>) -> Self {
+        let Some(kept) = kept else {
+            return self.clone();
+        };
+        let or = |own: &Option<String>, kept: &String| own.clone().or_else(|| Some(kept.clone()));
+        Self {
+            document_prompt: or(&self.document_prompt, &kept.document_prompt),
+            query_prompt: or(&self.query_prompt, &kept.query_prompt),
+            truncate_dim: self.truncate_dim.or(kept.truncate_dim),
+            ..self.clone()
+        }
+    }
 }
 
 /// What indexing did.
@@ -98,7 +143,7 @@ impl StoredEncoder {
         }
     }
 
-    fn read(folder: &Path) -> Result<Option<Self>, RetrieveError> {
+    pub(crate) fn read(folder: &Path) -> Result<Option<Self>, RetrieveError> {
         let path = folder.join(ENCODER_FILE);
         if !path.is_file() {
             return Ok(None);
@@ -152,7 +197,7 @@ pub(crate) fn identity(
     encoder: &Encoder,
     stored: &StoredEncoder,
     encoding: Encoding,
-) -> frugal_index::Encoder {
+) -> Result<frugal_index::Encoder, RetrieveError> {
     let parts = [
         encoder.fingerprint().to_owned(),
         stored.max_length.to_string(),
@@ -160,182 +205,13 @@ pub(crate) fn identity(
         stored.query_prompt.clone(),
         format!("{:?}", stored.truncate_dim),
     ];
-    frugal_index::Encoder {
+    Ok(frugal_index::Encoder {
         model: encoder.name().to_owned(),
         fingerprint: parts.join("\u{1f}"),
         dimension: stored.truncate_dim.unwrap_or(encoder.dimension()),
-        metric: Metric::Cosine,
+        metric: encoder.metric()?,
         encoding,
-    }
-}
-
-/// Brings an index up to date with a corpus: what is new is added, what has changed replaced, what
-/// is there left alone, so that an interrupted run is continued by running it again. The index is
-/// made if there is none. `progress` is told how many more documents are done, and ends the work
-/// after the next commit by answering false.
-///
-/// # Errors
-/// Anything wrong with the corpus, the index or the encoder; another encoder than the index was made
-/// with.
-pub fn build(
-    folder: &Path,
-    corpus: &Path,
-    encoder: Option<(&Encoder, &EncoderRequest)>,
-    options: &BuildOptions,
-    progress: &mut dyn FnMut(usize) -> bool,
-) -> Result<BuildReport, RetrieveError> {
-    let stored = encoder.map(|(encoder, request)| StoredEncoder::of(encoder, request, options));
-    let known = encoder
-        .zip(stored.as_ref())
-        .map(|((encoder, _), stored)| identity(encoder, stored, options.encoding));
-    let index = match Index::open(folder) {
-        Ok(index) => {
-            if index.settings().encoder.is_some() || known.is_some() {
-                let asked = known.as_ref().ok_or_else(|| RetrieveError::NeedsEncoder {
-                    folder: folder.into(),
-                })?;
-                index.check_encoder(asked)?;
-            }
-            if options.hnsw.is_some() && options.hnsw != index.settings().hnsw {
-                return Err(RetrieveError::OtherGraphs {
-                    folder: folder.into(),
-                });
-            }
-            index
-        }
-        Err(IndexError::NotAnIndex { .. }) => {
-            let settings = Settings {
-                analyzer: options.analyzer,
-                encoder: known,
-                hnsw: options.hnsw,
-            };
-            Index::create(folder, settings)?
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if let Some(stored) = &stored {
-        let text = serde_json::to_string_pretty(stored).unwrap_or_default();
-        write_atomic(&folder.join(ENCODER_FILE), format!("{text}\n").as_bytes())?;
-    }
-    let writer = index.writer()?;
-    let mut work = Work {
-        index,
-        writer,
-        encoder: encoder.map(|(encoder, _)| encoder).zip(stored),
-        waiting: Vec::new(),
-        seen: HashSet::new(),
-        report: BuildReport::default(),
-        since_commit: 0,
-        progress,
-    };
-    let read = read_corpus(corpus, &options.corpus, |document| {
-        let pieces = match options.chunk {
-            Some(chunk) => chunks(&document, chunk),
-            None => vec![document],
-        };
-        pieces.into_iter().try_for_each(|piece| work.take(piece))
-    });
-    match read {
-        Ok(read) => work.report.empty = read.empty.into_iter().map(|skipped| skipped.id).collect(),
-        Err(RetrieveError::Interrupted) => work.report.interrupted = true,
-        Err(error) => return Err(error),
-    }
-    work.finish(options.prune)
-}
-
-/// Indexing in progress.
-struct Work<'a> {
-    index: Index,
-    writer: Writer,
-    encoder: Option<(&'a Encoder, StoredEncoder)>,
-    waiting: Vec<Document>,
-    seen: HashSet<String>,
-    report: BuildReport,
-    since_commit: usize,
-    progress: &'a mut dyn FnMut(usize) -> bool,
-}
-
-impl Work<'_> {
-    fn take(&mut self, document: Document) -> Result<(), RetrieveError> {
-        self.seen.insert(document.id.clone());
-        let there = self.index.document(&document.id)?;
-        if there.as_ref() == Some(&document) {
-            self.report.unchanged += 1;
-            return self.done(1);
-        }
-        match there {
-            Some(_) => self.report.updated += 1,
-            None => self.report.added += 1,
-        }
-        self.waiting.push(document);
-        if self.waiting.len() < BATCH {
-            return Ok(());
-        }
-        self.flush()
-    }
-
-    fn done(&mut self, count: usize) -> Result<(), RetrieveError> {
-        match (self.progress)(count) {
-            true => Ok(()),
-            false => Err(RetrieveError::Interrupted),
-        }
-    }
-
-    fn flush(&mut self) -> Result<(), RetrieveError> {
-        let documents = std::mem::take(&mut self.waiting);
-        if documents.is_empty() {
-            return Ok(());
-        }
-        let vectors = match &self.encoder {
-            None => None,
-            Some((encoder, stored)) => {
-                let texts: Vec<String> = documents.iter().map(Document::title_and_text).collect();
-                let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-                let options = stored.options(encoder, &stored.document_prompt);
-                let found = encoder.embed(&texts, &options, &mut |_| true)?;
-                self.report.truncated += found.truncated;
-                Some(found)
-            }
-        };
-        for (i, document) in documents.iter().enumerate() {
-            let vector = vectors.as_ref().and_then(|found| found.rows().nth(i));
-            self.writer.update(document, vector)?;
-        }
-        self.since_commit += documents.len();
-        if self.since_commit >= COMMIT {
-            self.since_commit = 0;
-            self.writer.commit()?;
-        }
-        self.done(documents.len())
-    }
-
-    /// Whether what is there is a document, or a piece of one, that now is in other pieces.
-    fn was_cut_otherwise(&self, id: &str) -> Result<bool, RetrieveError> {
-        let Some(there) = self.index.document(id)? else {
-            return Ok(false);
-        };
-        let whole = document_of(&there);
-        let first = format!("{whole}#0");
-        Ok(self.seen.contains(&first) || (whole != id && self.seen.contains(whole)))
-    }
-
-    fn finish(mut self, prune: bool) -> Result<BuildReport, RetrieveError> {
-        if !self.report.interrupted {
-            match self.flush() {
-                Err(RetrieveError::Interrupted) => self.report.interrupted = true,
-                other => other?,
-            }
-        }
-        if !self.report.interrupted {
-            for id in self.index.document_ids()? {
-                if !self.seen.contains(&id) && (prune || self.was_cut_otherwise(&id)?) {
-                    self.report.deleted += usize::from(self.writer.delete(&id)?);
-                }
-            }
-        }
-        self.writer.commit()?;
-        Ok(self.report)
-    }
+    })
 }
 
 /// What is searched.
@@ -385,6 +261,11 @@ impl Collection {
         device: &Device,
     ) -> Result<Self, RetrieveError> {
         let index = Index::open(folder)?;
+        if index.generation() == 0 {
+            return Err(RetrieveError::NothingCommitted {
+                folder: folder.into(),
+            });
+        }
         let has_vectors = index.settings().encoder.is_some();
         match mode {
             Some(SearchMode::Bm25) => {
@@ -403,7 +284,7 @@ impl Collection {
         let encoder = match (&index.settings().encoder, StoredEncoder::read(folder)?) {
             (Some(made), Some(stored)) => {
                 let encoder = Encoder::open(&stored.request(quantize), lookup, device)?;
-                index.check_encoder(&identity(&encoder, &stored, made.encoding))?;
+                index.check_encoder(&identity(&encoder, &stored, made.encoding)?)?;
                 Some((encoder, stored))
             }
             (Some(_), None) => {
@@ -463,7 +344,7 @@ impl Collection {
         Ok(self.index.search_batch(&queries)?)
     }
 
-    /// Cosines of a query and texts, as the index would compare them without rounding; `None` where it
+    /// Similarities of a query and texts, as the index would compare them without rounding; `None` where it
     /// is opened without its encoder.
     ///
     /// # Errors
@@ -482,7 +363,16 @@ impl Collection {
         let query = of(&[query], &stored.query_prompt)?;
         let texts = of(texts, &stored.document_prompt)?;
         let rows = texts.rows();
-        Ok(Some(rows.map(|row| cosine(&query.values, row)).collect()))
+        let dot = |row: &[f32]| {
+            let pairs = query.values.iter().zip(row);
+            pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let metric = encoder.metric()?;
+        let of = |row: &[f32]| match metric {
+            Metric::Ip => dot(row),
+            _ => cosine(&query.values, row),
+        };
+        Ok(Some(rows.map(of).collect()))
     }
 
     /// The document of an identifier that was found.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use burn::prelude::*;
 use frugal_adapt::peft;
+use frugal_index::Metric;
 use frugal_models::load::{Lookup, ModelFiles};
 use frugal_models::{LoadOptions, Quantize};
 use frugal_nn::{
@@ -189,6 +190,18 @@ impl Encoder {
     /// `config_sentence_transformers.json`.
     pub fn truncate_dim(&self) -> Option<usize> {
         self.truncate_dim
+    }
+
+    /// How its vectors are compared: `similarity_fn_name` of `config_sentence_transformers.json`, which
+    /// counts, as the other settings there, only beside modules.
+    ///
+    /// # Errors
+    /// A function by which no index compares, by name.
+    pub fn metric(&self) -> Result<Metric, RetrieveError> {
+        match self.modules.found {
+            true => modules::similarity(self.files.path()),
+            false => Ok(Metric::Cosine),
+        }
     }
 
     /// The text that goes before each text.

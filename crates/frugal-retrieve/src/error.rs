@@ -87,9 +87,21 @@ pub enum RetrieveError {
     /// Generation.
     #[error(transparent)]
     Decode(#[from] frugal_decode::DecodeError),
-    /// An index that was made without graphs over its vectors, or with others.
-    #[error("{}: the index was made with another kind of vector search; leave out `--ann`, or make another index", folder.display())]
-    OtherGraphs {
+    /// A setting of an index that is there, asked for otherwise.
+    #[error("{}: the index was made with {setting} {made}, not {asked}; leave the setting out, or make another index", folder.display())]
+    OtherSetting {
+        /// Its folder.
+        folder: PathBuf,
+        /// The setting.
+        setting: &'static str,
+        /// What it is.
+        made: String,
+        /// What was asked for.
+        asked: String,
+    },
+    /// An index that was created and never written to.
+    #[error("{}: nothing was ever committed to this index: run `frugal index` with its documents again", folder.display())]
+    NothingCommitted {
         /// Its folder.
         folder: PathBuf,
     },

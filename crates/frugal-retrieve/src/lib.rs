@@ -4,6 +4,7 @@
 #![recursion_limit = "256"]
 
 pub mod blockrank;
+mod build;
 mod chunk;
 mod collection;
 pub mod cramf;
@@ -22,9 +23,10 @@ mod sparse;
 mod stored;
 mod vectors;
 
+pub use build::build;
 pub use chunk::{ChunkMethod, ChunkOptions, chunks, document_of};
 pub use collection::{
-    BuildOptions, BuildReport, Collection, SearchMode, SearchOptions, StoredEncoder, build,
+    Ann, BuildOptions, BuildReport, Collection, SearchMode, SearchOptions, StoredEncoder,
     stored_encoder,
 };
 pub use encoder::{EmbedOptions, Embeddings, Encoder, EncoderRequest};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use frugal_index::Metric;
 use frugal_models::load::{SafetensorsFile, read_json};
 use serde_json::Value;
 
@@ -102,6 +103,30 @@ pub(crate) fn truncate_dim(folder: &Path) -> Result<Option<usize>, RetrieveError
         wrong(&path, reason)
     };
     dim.map(Some).ok_or_else(refused)
+}
+
+/// `similarity_fn_name` of the folder of a sentence-transformers model: how its vectors are to be
+/// compared, the cosine where nothing is said.
+///
+/// # Errors
+/// A file that cannot be read; functions by which no index compares, by name.
+pub(crate) fn similarity(folder: &Path) -> Result<Metric, RetrieveError> {
+    let path = folder.join(SETTINGS);
+    if !path.is_file() {
+        return Ok(Metric::Cosine);
+    }
+    let settings = read_json(&path)?;
+    match settings.get("similarity_fn_name") {
+        None | Some(Value::Null) => Ok(Metric::Cosine),
+        Some(Value::String(name)) if name == "cosine" => Ok(Metric::Cosine),
+        Some(Value::String(name)) if name == "dot" => Ok(Metric::Ip),
+        Some(value) => {
+            let reason = format!(
+                "`similarity_fn_name` is {value}: an index compares vectors by `cosine` or `dot`"
+            );
+            Err(wrong(&path, reason))
+        }
+    }
 }
 
 impl Modules {

@@ -89,6 +89,8 @@ impl SentencePooling {
             include_prompt: true,
         };
         let mut named = Vec::new();
+        // Where the modes are named, the flags of older files do not count.
+        let is_named = config.contains_key("pooling_mode");
         for (key, value) in config {
             let mode = MODES.iter().find(|(name, _, _)| name == key);
             match (key.as_str(), value, mode) {
@@ -98,6 +100,7 @@ impl SentencePooling {
                 ("pooling_mode", Value::Array(names), _) => {
                     named.extend(names.iter().filter_map(Value::as_str));
                 }
+                (_, _, Some(_)) if is_named => {}
                 (_, Value::Bool(true), Some((_, name, _))) => named.push(*name),
                 (_, Value::Bool(false) | Value::Null, Some(_)) => {}
                 _ => {
@@ -117,7 +120,7 @@ impl SentencePooling {
             }
         }
         let place = |name: &str| MODES.iter().position(|(_, short, _)| *short == name);
-        if !config.contains_key("pooling_mode") {
+        if !is_named {
             named.sort_by_key(|name| place(name));
         }
         found.modes = named

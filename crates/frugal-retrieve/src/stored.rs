@@ -54,7 +54,7 @@ pub fn build_store(
 ) -> Result<(BuildReport, usize), RetrieveError> {
     let stored = StoredEncoder::of(encoder, request, options);
     let settings = StoreSettings {
-        encoder: identity(encoder, &stored, Encoding::F32),
+        encoder: identity(encoder, &stored, Encoding::F32)?,
         note: serde_json::to_value(&stored).unwrap_or_default(),
     };
     let mut work = Work {
@@ -202,7 +202,7 @@ impl StoreCollection {
         let store = open_store(target, None, options)?;
         let stored = note_of(store.as_ref())?;
         let encoder = Encoder::open(&stored.request(Quantize::None), lookup, device)?;
-        store.check_encoder(&identity(&encoder, &stored, Encoding::F32))?;
+        store.check_encoder(&identity(&encoder, &stored, Encoding::F32)?)?;
         Ok(Self {
             store,
             encoder,

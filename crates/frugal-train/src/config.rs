@@ -37,6 +37,10 @@ impl Scheduler {
     }
 }
 
+/// Share of the peak that the rate of pre-training ends at unless something else is said
+/// (`min_lr_ratio`).
+pub const PRETRAINED_TO: f64 = 0.05;
+
 /// Shape of the decay of `warmup_stable_decay`; `x` is its progress from 0 to 1, `m` the share of the
 /// peak that it ends at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -32,7 +32,7 @@ mod tests;
 pub use batch::{Batches, Epoch};
 pub use checkpoint::FOLDER as CHECKPOINTS;
 pub use checkpoint::{Best, Checkpoint, CheckpointError, Cost, TrainerState, latest, list};
-pub use config::{ConfigProblem, DecayType, Memory, Scheduler, TrainConfig};
+pub use config::{ConfigProblem, DecayType, Memory, PRETRAINED_TO, Scheduler, TrainConfig};
 pub use decay_mixture::MixturePart;
 pub use error::{Set, TrainError};
 pub use evaluate::{evaluate, evaluate_observed, head_logits};

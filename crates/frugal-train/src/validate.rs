@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::config::{ConfigProblem, DecayType, Scheduler, TrainConfig};
+use crate::config::{ConfigProblem, DecayType, PRETRAINED_TO, Scheduler, TrainConfig};
 use crate::{decay_mixture, objective, optim};
 
 impl TrainConfig {
@@ -164,7 +164,9 @@ fn decay(config: &TrainConfig) -> Vec<ConfigProblem> {
         let reason = format!("{half_life} given, but it must be 0 or a positive number of steps");
         add("decay_half_life", reason);
     }
+    let usual = TrainConfig::default();
     let wanted = [
+        ("decay_ratio", config.decay_ratio != usual.decay_ratio),
         ("decay_type", config.decay_type != DecayType::default()),
         ("decay_steps", config.decay_steps > 0),
         ("decay_half_life", half_life > 0.0),
@@ -179,6 +181,14 @@ fn decay(config: &TrainConfig) -> Vec<ConfigProblem> {
             );
             add(field, reason);
         }
+        if scheduler == Scheduler::Constant {
+            for (field, value) in ends(config) {
+                let reason = format!(
+                    "{value} given, but `lr_scheduler_type` is `constant`, which does not fall: leave it out"
+                );
+                add(field, reason);
+            }
+        }
         return problems;
     }
     let exponential = config.decay_type == DecayType::Exp;
@@ -187,6 +197,14 @@ fn decay(config: &TrainConfig) -> Vec<ConfigProblem> {
             "decay_half_life",
             "only an `exp` decay halves: set `decay_type`".into(),
         );
+    }
+    if half_life > 0.0 && exponential {
+        for (field, value) in ends(config) {
+            let reason = format!(
+                "{value} given, but `decay_half_life` says how far the rate falls: leave one of them out"
+            );
+            add(field, reason);
+        }
     }
     let has_end = config.min_lr > 0.0 || config.min_lr_ratio > 0.0 || half_life > 0.0;
     if exponential && !has_end {
@@ -201,6 +219,16 @@ fn decay(config: &TrainConfig) -> Vec<ConfigProblem> {
         add("decay_mixture", reason);
     }
     problems
+}
+
+/// What was given of where the rate ends; nobody has to have given what runs have by default.
+fn ends(config: &TrainConfig) -> impl Iterator<Item = (&'static str, f64)> {
+    let ends = [
+        ("min_lr_ratio", config.min_lr_ratio),
+        ("min_lr", config.min_lr),
+    ];
+    ends.into_iter()
+        .filter(|(_, value)| *value > 0.0 && *value != PRETRAINED_TO)
 }
 
 /// What is wrong with the parts that are chosen by name.

@@ -208,7 +208,17 @@ impl Files {
             (method, bare),
             context,
             allow_partial,
-        )?;
+        );
+        let report = report.map_err(|error| match &error {
+            AdaptError::Tensors { path, report } => match (rule.misfit)(report) {
+                Some(reason) => AdaptError::Folder {
+                    path: path.clone(),
+                    reason,
+                },
+                None => error,
+            },
+            _ => error,
+        })?;
         (rule.check)(entry.adapter.as_ref())?;
         Ok((entry, report))
     }

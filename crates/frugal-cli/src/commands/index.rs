@@ -7,7 +7,7 @@ mod stored;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use frugal::index::Index;
+use frugal::index::{Index, IndexError};
 use frugal::retrieve::{BuildReport, Encoder, build};
 use serde_json::json;
 
@@ -50,6 +50,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
                     Some((encoder, request))
                 }
             };
+            // Before the first documents are there nothing could be kept, and they may never come.
+            interrupt::reading();
             let stop = interrupt::flag(
                 "the next commit keeps what is done; run the command again to go on",
             );
@@ -62,18 +64,26 @@ pub fn run(args: &Args) -> Result<Outcome> {
                     .map(|(encoder, request)| (encoder, request)),
                 &options,
                 &mut |done| {
-                    counter.advance(done);
+                    interrupt::begun();
+                    if done > 0 {
+                        counter.advance(done);
+                    }
                     !interrupt::asked(&stop)
                 },
             )?
         }
     };
+    interrupt::begun();
     report.deleted += deleted;
-    if args.compact {
-        let index = Index::open(out)?;
-        index.writer()?.compact()?;
+    let opened = Index::open(out);
+    if report.interrupted && matches!(opened, Err(IndexError::NotAnIndex { .. })) {
+        return Ok(Outcome::Interrupted);
     }
-    let index = Index::open(out)?;
+    let mut index = opened?;
+    if args.compact {
+        index.writer()?.compact()?;
+        index.reload()?;
+    }
     let seconds = begin.elapsed().as_secs_f64();
     if args.output.json {
         let value = json!({

@@ -47,6 +47,12 @@ impl From<Mode> for SearchMode {
     }
 }
 
+/// Constants of BM25 where nothing else is said.
+const K1: f64 = 0.9;
+const B: f64 = 0.4;
+/// Candidates along a graph where nothing else is said.
+const EF: u32 = 128;
+
 /// Flags of a search, wherever it is made.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Search")]
@@ -59,16 +65,16 @@ pub struct SearchFlags {
     #[arg(long = "filter", value_name = "CONDITION")]
     pub filters: Vec<String>,
     /// BM25: how slowly the frequency of a term saturates
-    #[arg(long, value_name = "X", default_value_t = 0.9)]
+    #[arg(long, value_name = "X", default_value_t = K1)]
     pub k1: f64,
     /// BM25: how much long documents are held back, from 0 to 1
-    #[arg(long, value_name = "X", default_value_t = 0.4)]
+    #[arg(long, value_name = "X", default_value_t = B)]
     pub b: f64,
     /// Look at all vectors, also where the index has a graph over them
     #[arg(long)]
     pub exact: bool,
     /// Candidates that are kept on the way along the graph: more find more and take longer
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000), conflicts_with = "exact")]
+    #[arg(long, value_name = "N", default_value_t = EF, value_parser = clap::value_parser!(u32).range(1..=100_000), conflicts_with = "exact")]
     pub ef: u32,
     /// Order the best documents anew: by this cross-encoder, or by a language model with prp
     /// (pairwise ranking prompting, Sliding-10) or blockrank (attention of one prompt)
@@ -86,6 +92,46 @@ pub struct SearchFlags {
 }
 
 impl SearchFlags {
+    /// The flags that were given.
+    pub fn given(&self) -> Vec<&'static str> {
+        let given = [
+            ("--mode", self.mode.is_some()),
+            ("--filter", !self.filters.is_empty()),
+            ("--rerank", self.rerank.is_some()),
+        ];
+        let given = given.into_iter().filter(|(_, given)| *given);
+        let given = given.map(|(flag, _)| flag);
+        given
+            .chain(self.of_words())
+            .chain(self.of_vectors())
+            .collect()
+    }
+
+    fn of_words(&self) -> impl Iterator<Item = &'static str> {
+        let given = [("--k1", self.k1 != K1), ("--b", self.b != B)];
+        let given = given.into_iter().filter(|(_, given)| *given);
+        given.map(|(flag, _)| flag)
+    }
+
+    fn of_vectors(&self) -> impl Iterator<Item = &'static str> {
+        let given = [("--exact", self.exact), ("--ef", self.ef != EF)];
+        let given = given.into_iter().filter(|(_, given)| *given);
+        given.map(|(flag, _)| flag)
+    }
+
+    /// Refuses flags without effect in the mode that is asked for.
+    pub fn check_mode(&self) -> Result<()> {
+        let (flag, mode) = match self.mode {
+            Some(Mode::Bm25) => (self.of_vectors().next(), "bm25"),
+            Some(Mode::Dense) => (self.of_words().next(), "dense"),
+            Some(Mode::Hybrid) | None => (None, ""),
+        };
+        match flag {
+            Some(flag) => bail!("`{flag}` has no effect with `--mode {mode}`: leave it out"),
+            None => Ok(()),
+        }
+    }
+
     /// What orders the documents anew, if that is asked for.
     pub fn reranker(
         &self,
@@ -248,6 +294,7 @@ fn in_store(args: &Args, target: &StoreTarget, options: &SearchOptions) -> Resul
 /// Searches and shows.
 pub fn run(args: &Args) -> Result<Outcome> {
     let top_k = args.top_k as usize;
+    args.search.check_mode()?;
     let options = args.search.options(top_k)?;
     let lookup = args.machine.lookup();
     let phase = Phase::new(args.output, "opening the index");
@@ -298,9 +345,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 title => format!("{title} ({})", document.id),
             };
             ui::print(&format!(
-                "{:>3}. {:.4}  {}",
+                "{:>3}. {}  {}",
                 i + 1,
-                answer.score,
+                ui::text::fixed(answer.score, 4),
                 ui::without_control(&head)
             ));
             ui::print(&format!(

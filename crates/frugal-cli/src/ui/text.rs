@@ -2,6 +2,25 @@
 
 use console::measure_text_width;
 
+/// A number with so many digits behind the point, and no sign where these are all 0.
+pub fn fixed(value: f64, digits: usize) -> String {
+    let text = format!("{value:.digits$}");
+    match text.strip_prefix('-') {
+        Some(rest) if rest.bytes().all(|b| b"0.".contains(&b)) => rest.to_owned(),
+        _ => text,
+    }
+}
+
+/// [`fixed`] with a sign in front of what is above 0 too.
+pub fn signed(value: f64, digits: usize) -> String {
+    let text = fixed(value, digits);
+    let is_zero = text.bytes().all(|b| b"0.".contains(&b));
+    match is_zero || text.starts_with('-') {
+        true => text,
+        false => format!("+{text}"),
+    }
+}
+
 /// Lines of at most `width` columns; the first starts with `first`, the others with `rest`.
 pub fn wrap(text: &str, width: usize, first: &str, rest: &str) -> String {
     let mut out = String::from(first);
@@ -91,6 +110,14 @@ impl Wrapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_that_rounds_to_zero_had_a_sign() {
+        let shown = [-0.000_04, -0.0, -0.000_05, 0.25, -1.0].map(|x| fixed(x, 4));
+        assert_eq!(shown, ["0.0000", "0.0000", "-0.0001", "0.2500", "-1.0000"]);
+        let shown = [-0.000_04, 0.0, 0.25, -0.25].map(|x| signed(x, 2));
+        assert_eq!(shown, ["0.00", "0.00", "+0.25", "-0.25"]);
+    }
 
     #[test]
     fn text_in_pieces_wraps_between_words() {

@@ -31,6 +31,7 @@ mod perk;
 mod pretraining;
 mod problems;
 mod recipes;
+mod retrieval_flags;
 mod retrieve;
 mod routed;
 mod runs;

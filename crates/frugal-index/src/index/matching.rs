@@ -15,6 +15,11 @@ pub(super) fn matching(snapshot: &Snapshot, filter: &Filter) -> Result<Vec<Vec<b
         .conditions
         .iter()
         .try_for_each(|condition| check_field(snapshot, condition))?;
+    for condition in &filter.conditions {
+        if !condition.is_equality() {
+            check_order(snapshot, condition)?;
+        }
+    }
     guarded(&snapshot.folder, || {
         let readers = snapshot.searcher.segment_readers().iter();
         readers
@@ -47,6 +52,75 @@ fn check_field(snapshot: &Snapshot, condition: &Condition) -> Result<(), IndexEr
         filter: condition.to_string(),
         problem: format!("no document has a field `{}`; {fields}", condition.field),
     })
+}
+
+/// A value that nothing in its field can be below or above is a mistake too.
+fn check_order(snapshot: &Snapshot, condition: &Condition) -> Result<(), IndexError> {
+    let kinds = guarded(&snapshot.folder, || {
+        let mut kinds = Kinds::default();
+        for reader in snapshot.searcher.segment_readers() {
+            kinds.add(reader, condition)?;
+        }
+        Ok(kinds)
+    })?;
+    let Some(value) = condition.values.first() else {
+        return Ok(());
+    };
+    let field = &condition.field;
+    let problem = match (kinds, Number::parse(value).is_some()) {
+        (Kinds { texts: true, .. }, false) | (Kinds { numbers: true, .. }, true) => return Ok(()),
+        (Kinds { numbers: true, .. }, false) => {
+            format!("the values of `{field}` are numbers, and `{value}` is not one")
+        }
+        (Kinds { texts: true, .. }, true) => format!(
+            "`{value}` is a number, and no value of `{field}` is one; compare with a text, as dates with `2024-05-01`"
+        ),
+        (Kinds { truths: true, .. }, _) => {
+            format!("the values of `{field}` are `true` and `false`, of which none is the larger")
+        }
+        _ => return Ok(()),
+    };
+    Err(IndexError::Filter {
+        filter: condition.to_string(),
+        problem,
+    })
+}
+
+/// What a field holds, in all documents together.
+#[derive(Default)]
+struct Kinds {
+    /// Numbers, also those that are texts in the file.
+    numbers: bool,
+    /// Other texts.
+    texts: bool,
+    truths: bool,
+}
+
+impl Kinds {
+    fn add(&mut self, reader: &SegmentReader, condition: &Condition) -> tantivy::Result<()> {
+        let name = format!("{METADATA}.{}", condition.field);
+        for handle in reader.fast_fields().dynamic_column_handles(&name)? {
+            match handle.open()? {
+                DynamicColumn::I64(_) | DynamicColumn::U64(_) | DynamicColumn::F64(_) => {
+                    self.numbers = true;
+                }
+                DynamicColumn::Bool(_) => self.truths = true,
+                DynamicColumn::Str(column) => {
+                    let mut texts = column.dictionary().stream()?;
+                    while !(self.texts && self.numbers) && texts.advance() {
+                        let text = String::from_utf8_lossy(texts.key());
+                        match Number::parse(&text) {
+                            Some(_) => self.numbers = true,
+                            None => self.texts = true,
+                        }
+                    }
+                }
+                DynamicColumn::IpAddr(_) | DynamicColumn::DateTime(_) | DynamicColumn::Bytes(_) => {
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 fn fulfilling(reader: &SegmentReader, condition: &Condition) -> tantivy::Result<Vec<bool>> {

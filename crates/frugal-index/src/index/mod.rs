@@ -12,6 +12,7 @@
 //! files that the next writer removes. Deleted documents are marked in the text index alone: a vector
 //! counts while its document does.
 
+mod damage;
 mod directory;
 mod manifest;
 mod matching;

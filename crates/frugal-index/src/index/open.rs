@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use frugal_core::fs::{create_dir, is_temporary};
+use frugal_core::fs::{FileError, create_dir, is_temporary};
 use frugal_core::lock::{FolderLock, LOCK_FILE};
 use tantivy::IndexSettings;
 
@@ -43,23 +43,51 @@ impl Index {
                 ));
             }
         }
-        let exists = || IndexError::Exists {
-            folder: folder.into(),
-        };
-        if !is_free(folder) {
-            return Err(exists());
-        }
+        Self::check_free(folder)?;
         create_dir(folder)?;
         let _lock = FolderLock::acquire(folder)?;
-        if !is_free(folder) {
-            return Err(exists());
-        }
+        Self::check_free(folder)?;
         let directory = TextDirectory::open(folder, Some(State::new(settings)));
         let directory = directory.map_err(|e| IndexError::damaged(folder, e))?;
         guarded(folder, || {
             tantivy::Index::create(directory, schema().0, IndexSettings::default())
         })?;
         Self::open(folder)
+    }
+
+    /// Refuses a folder in which no index can be made.
+    ///
+    /// # Errors
+    /// A folder with something in it.
+    pub fn check_free(folder: &Path) -> Result<(), IndexError> {
+        match is_free(folder) {
+            true => Ok(()),
+            false => Err(IndexError::Exists {
+                folder: folder.into(),
+            }),
+        }
+    }
+
+    /// Removes an index in which nothing was ever committed from its folder, which stays; leaves any
+    /// other as it is, and answers false.
+    ///
+    /// # Errors
+    /// Another writer, files that cannot be removed.
+    pub fn discard_empty(folder: &Path) -> Result<bool, IndexError> {
+        let _lock = FolderLock::acquire(folder)?;
+        let (state, _) = manifest::read(folder)?;
+        if state.generation > 0 {
+            return Ok(false);
+        }
+        // The manifest goes first: what is left without it is in nobody's way.
+        remove(&folder.join(MANIFEST))?;
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if is_uncommitted(&name.to_string_lossy()) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(true)
     }
 
     /// Opens an index. Its words and columns are compared with their checksums; stored texts and
@@ -184,6 +212,21 @@ impl std::fmt::Debug for Index {
             .field("state", &self.snapshot.state)
             .finish_non_exhaustive()
     }
+}
+
+fn remove(path: &Path) -> Result<(), IndexError> {
+    std::fs::remove_file(path).map_err(|e| FileError::at(path, "cannot remove")(e).into())
+}
+
+/// Whether the text index makes files of this name.
+fn is_uncommitted(name: &str) -> bool {
+    let parts = ["fast", "fieldnorm", "idx", "pos", "store", "temp", "term"];
+    let segment = name.rsplit_once('.').is_some_and(|(stem, end)| {
+        let stem = stem.split('.').next().unwrap_or_default();
+        let is_id = stem.len() == 32 && stem.bytes().all(|b| b.is_ascii_hexdigit());
+        is_id && parts.contains(&end)
+    });
+    segment || name == MANAGED || name.starts_with(".tantivy-") || is_temporary(name)
 }
 
 /// Whether there is nothing in a folder, or only what a creation left that was killed.

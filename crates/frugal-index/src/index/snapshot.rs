@@ -11,6 +11,7 @@ use tantivy::index::SegmentComponent;
 use tantivy::schema::{IndexRecordOption, Value as _};
 use tantivy::{DocSet, ReloadPolicy, Searcher, SegmentReader, TERMINATED, TantivyDocument, Term};
 
+use super::damage::{check_file, culprit, of_text};
 use super::directory::TextDirectory;
 use super::manifest::{self, State};
 use super::schema::{Fields, KEY, LENGTH, schema, tokenizers};
@@ -63,13 +64,9 @@ pub(super) fn guarded<T>(
     folder: &Path,
     work: impl FnOnce() -> Result<T, tantivy::TantivyError>,
 ) -> Result<T, IndexError> {
-    let text = |problem: String| IndexError::Text {
-        folder: folder.into(),
-        problem,
-    };
     match caught(work) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(text(error.to_string())),
+        Ok(Err(error)) => Err(of_text(folder, &error)),
         Err(panic) => Err(IndexError::damaged(folder, panic)),
     }
 }
@@ -112,7 +109,8 @@ impl Snapshot {
             let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual);
             let reader: tantivy::IndexReader = reader.try_into()?;
             Ok(reader.searcher())
-        })?;
+        });
+        let searcher = searcher.map_err(|error| culprit(folder, &index).unwrap_or(error))?;
         let vectors = state.vectors.iter().map(|vectors| {
             let index = VectorIndex::open(&folder.join(&vectors.file))?;
             let fits = state.settings.encoder.as_ref().is_some_and(|encoder| {
@@ -309,15 +307,4 @@ fn check_segments(folder: &Path, index: &tantivy::Index) -> Result<(), IndexErro
         }
     }
     Ok(())
-}
-
-fn check_file(folder: &Path, index: &tantivy::Index, name: &Path) -> Result<(), IndexError> {
-    let damaged = |problem: String| IndexError::damaged(&folder.join(name), problem);
-    // A file that a writer has removed since is still mapped.
-    match caught(|| index.directory().validate_checksum(name)) {
-        Ok(Ok(true)) => Ok(()),
-        Ok(Ok(false)) => Err(damaged("it does not match its checksum".into())),
-        Ok(Err(error)) => Err(damaged(error.to_string())),
-        Err(panic) => Err(damaged(panic)),
-    }
 }

@@ -275,6 +275,16 @@ fn filters_hold_for_words_and_vectors_and_name_fields_that_are_not_there() {
     let wrong = Query::text("wing").filter(Filter::parse(&["yaer>1960"]).unwrap());
     let error = index.search(&wrong).unwrap_err().to_string();
     assert!(error.contains("did you mean `year`?"), "{error}");
+    for (filter, hint) in [
+        ("year>19 60", "are numbers, and `19 60` is not one"),
+        ("year<1,960", "comma"),
+        ("lang>5", "no value of `lang` is one"),
+        ("info.open>true", "none is the larger"),
+    ] {
+        let asked = Filter::parse(&[filter]).map(|filter| Query::text("wing").filter(filter));
+        let error = asked.and_then(|query| index.search(&query)).unwrap_err();
+        assert!(error.to_string().contains(hint), "{filter}: {error}");
+    }
     // What was too long to compare is kept all the same.
     let note = index.document("d3").unwrap().unwrap().metadata["note"].clone();
     assert_eq!(note.as_str().unwrap().len(), 70_000);

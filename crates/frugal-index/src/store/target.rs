@@ -76,9 +76,10 @@ impl FromStr for StoreTarget {
             "chroma+http" | "chroma+https" => StoreKind::Chroma(server()?),
             "qdrant+http" | "qdrant+https" => StoreKind::Qdrant(server()?),
             _ => {
-                return Err(wrong(
-                    "there is `postgres://`, `chroma+http://`, `chroma+https://`, `qdrant+http://` and `qdrant+https://`",
-                ));
+                let problem = format!(
+                    "there is no store behind `{scheme}://`; there is `postgres://`, `chroma+http://`, `chroma+https://`, `qdrant+http://` and `qdrant+https://`"
+                );
+                return Err(wrong(&problem));
             }
         };
         Ok(Self {

@@ -143,6 +143,74 @@ fn damaged_files_of_an_index_give_an_error_or_the_right_answer() {
 }
 
 #[test]
+fn errors_did_not_name_the_damaged_file_and_were_in_the_words_of_a_library() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    build(&whole);
+    let names = || std::fs::read_dir(&whole).unwrap().flatten();
+    let names = names().map(|file| file.file_name().to_string_lossy().into_owned());
+    let names: Vec<String> = names.collect();
+    for name in &names {
+        let Some((stem, end)) = name.rsplit_once('.') else {
+            continue;
+        };
+        if !["term", "idx", "pos", "store", "fast", "fieldnorm"].contains(&end) {
+            continue;
+        }
+        let content = std::fs::read(whole.join(name)).unwrap();
+        let of = |end: &str| std::fs::read(whole.join(format!("{stem}.{end}"))).unwrap();
+        let mut changed = content.clone();
+        for byte in &mut changed[content.len() * 5 / 8..content.len() * 5 / 8 + 3] {
+            *byte = 127;
+        }
+        let cut = |length: usize| content[..length].to_vec();
+        let mut cases = vec![cut(0), cut(5), cut(content.len() - 3), changed];
+        if end == "fast" {
+            cases.push(of("pos"));
+        }
+        for (number, bytes) in cases.into_iter().enumerate() {
+            let folder = dir.path().join(format!("{name}-{number}"));
+            copy(&whole, &folder);
+            std::fs::write(folder.join(name), bytes).unwrap();
+            let error = answers(&folder).unwrap_err().to_string();
+            assert!(error.contains(name), "{name} {number}: {error}");
+            for raw in ["assertion", "IoError", "Custom", "tantivy", "Footer", "{ "] {
+                assert!(!error.contains(raw), "{name} {number}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_index_without_a_commit_is_discarded_and_any_other_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("idx");
+    let index = Index::create(&folder, Settings::default()).unwrap();
+    let mut writer = index.writer().unwrap();
+    writer.add(&document(1), None).unwrap();
+    drop(writer);
+    assert!(Index::discard_empty(&folder).unwrap());
+    let left: Vec<_> = std::fs::read_dir(&folder).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+
+    let index = Index::create(&folder, Settings::default()).unwrap();
+    let mut writer = index.writer().unwrap();
+    writer.add(&document(1), None).unwrap();
+    writer.commit().unwrap();
+    drop(writer);
+    assert!(!Index::discard_empty(&folder).unwrap());
+    assert_eq!(Index::open(&folder).unwrap().len(), 1);
+
+    let folder = dir.path().join("with-a-note");
+    std::fs::create_dir(&folder).unwrap();
+    Index::create(&folder, Settings::default()).unwrap();
+    std::fs::write(folder.join("note.txt"), "mine").unwrap();
+    assert!(Index::discard_empty(&folder).unwrap());
+    let left: Vec<_> = std::fs::read_dir(&folder).unwrap().flatten().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
+#[test]
 fn an_index_of_a_later_format_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("idx");

@@ -177,7 +177,10 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     }
     for (key, scale) in [("scale_emb", k.scale_emb), ("scale_depth", k.scale_depth)] {
         if !(scale.is_finite() && scale > 0.0) {
-            let reason = format!("{scale} given, but it must be a positive number");
+            let reason = format!(
+                "{} given, but it must be a positive number",
+                keys::shown(scale)
+            );
             return Err(bad(source, key, reason));
         }
     }

@@ -98,7 +98,10 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     let num_hidden_layers = keys::layers("num_hidden_layers", k.num_hidden_layers, source)?;
     let share = rotated_share(raw, k.partial_rotary_factor);
     if !(share > 0.0 && share <= 1.0) {
-        let reason = format!("{share} of a head given, but it must be above 0 and at most 1");
+        let reason = format!(
+            "{} of a head given, but it must be above 0 and at most 1",
+            keys::shown(share)
+        );
         return Err(keys::bad(source, "partial_rotary_factor", reason));
     }
     let rotated = (head_dim as f64 * share) as usize;

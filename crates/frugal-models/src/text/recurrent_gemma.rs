@@ -115,7 +115,10 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
         ));
     }
     if !(k.logits_soft_cap > 0.0 && k.logits_soft_cap.is_finite()) {
-        let reason = format!("{} given, but it must be above 0", k.logits_soft_cap);
+        let reason = format!(
+            "{} given, but it must be above 0",
+            keys::shown(k.logits_soft_cap)
+        );
         return Err(bad(source, "logits_soft_cap", reason));
     }
     check_init(k.w_init_variance_scale, source)?;
@@ -176,7 +179,7 @@ pub(super) fn check_init(scale: f64, source: &str) -> Result<(), ModelError> {
     if scale >= 0.0 && scale.is_finite() {
         return Ok(());
     }
-    let reason = format!("{scale} given, but it must be 0 or more");
+    let reason = format!("{} given, but it must be 0 or more", keys::shown(scale));
     Err(bad(source, "w_init_variance_scale", reason))
 }
 
@@ -191,7 +194,10 @@ fn rotary(
     let given = |key: &&'static str| raw.get(*key)?.get("partial_rotary_factor")?.as_f64();
     let share = blocks.iter().find_map(given).unwrap_or(top);
     if !(share > 0.0 && share <= 1.0) {
-        let reason = format!("{share} of a head given, but it must be above 0 and at most 1");
+        let reason = format!(
+            "{} of a head given, but it must be above 0 and at most 1",
+            keys::shown(share)
+        );
         return Err(bad(source, "partial_rotary_factor", reason));
     }
     let mut without = raw.clone();

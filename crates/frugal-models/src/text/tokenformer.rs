@@ -196,7 +196,10 @@ fn read(raw: &Value, source: &str) -> Result<ModelConfig, ModelError> {
     let num_hidden_layers = keys::layers("num_hidden_layers", k.num_hidden_layers, source)?;
     let share = k.partial_rotary_factor;
     if !(share > 0.0 && share <= 1.0) {
-        let reason = format!("{share} of a head given, but it must be above 0 and at most 1");
+        let reason = format!(
+            "{} of a head given, but it must be above 0 and at most 1",
+            keys::shown(share)
+        );
         return Err(bad(source, "partial_rotary_factor", reason));
     }
     keys::not_negative("pattention_eps", k.pattention_eps, source)?;

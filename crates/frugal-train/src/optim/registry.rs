@@ -130,5 +130,12 @@ pub fn find(name: &str) -> Result<&'static OptimizerEntry, String> {
 /// # Errors
 /// A name that is none, settings that it does not have or that are out of range.
 pub fn made(train: &TrainConfig) -> Result<Box<dyn Optimizer>, String> {
+    if train.optim.name.is_empty() {
+        let known: Vec<&str> = OPTIMIZERS.iter().map(|entry| entry.name).collect();
+        return Err(format!(
+            "settings of an optimizer that is not named: give its `name`, or `--optim NAME`; there are {}",
+            known.join(", ")
+        ));
+    }
     (find(&train.optim.name)?.make)(&train.optim, train)
 }

@@ -286,6 +286,70 @@ fn problems_of_the_decay_are_named() {
 }
 
 #[test]
+fn keys_without_a_part_in_the_schedule_were_passed_over() {
+    use Scheduler::{Constant, Cosine, Linear, WarmupStableDecay};
+    type Change = fn(&mut TrainConfig);
+    let keys: [(&str, Change, &[Scheduler]); 4] = [
+        (
+            "decay_ratio",
+            |c| c.decay_ratio = 0.3,
+            &[Constant, Linear, Cosine],
+        ),
+        (
+            "decay_steps",
+            |c| c.decay_steps = 3,
+            &[Constant, Linear, Cosine],
+        ),
+        ("min_lr_ratio", |c| c.min_lr_ratio = 0.2, &[Constant]),
+        ("min_lr", |c| c.min_lr = 1e-6, &[Constant]),
+    ];
+    for (key, change, refused) in keys {
+        for scheduler in [Constant, Linear, Cosine, WarmupStableDecay] {
+            let mut config = TrainConfig {
+                lr_scheduler_type: scheduler,
+                ..TrainConfig::default()
+            };
+            assert!(config.validate().is_ok(), "{scheduler:?}");
+            change(&mut config);
+            let problems = config.validate().err().unwrap_or_default();
+            let named = problems
+                .iter()
+                .any(|p| p.to_string().starts_with(&format!("`{key}`")));
+            assert_eq!(
+                named,
+                refused.contains(&scheduler),
+                "{key} {scheduler:?}: {problems:?}"
+            );
+            // What is refused has no effect on the rate, and what is not has one.
+            let usual = TrainConfig {
+                lr_scheduler_type: scheduler,
+                ..TrainConfig::default()
+            };
+            let rates = |config| {
+                let schedule = crate::Schedule::new(config, 20);
+                (0..20).map(|step| schedule.lr(step)).collect::<Vec<_>>()
+            };
+            assert_eq!(
+                rates(&config) == rates(&usual),
+                named,
+                "{key} {scheduler:?}"
+            );
+        }
+    }
+    let halving = TrainConfig {
+        decay_half_life: 2.0,
+        ..decayed(6, 2, DecayType::Exp)
+    };
+    let problems = halving.validate().err().unwrap_or_default();
+    assert!(
+        problems
+            .iter()
+            .any(|p| p.to_string().starts_with("`min_lr_ratio`")),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn the_decay_learns_from_the_mixture_and_resumes_within_it() {
     let (backbone, data, all) = (backbone("llama"), corpus(), with_more());
     let mixed = TrainConfig {

@@ -130,6 +130,15 @@ fn settings_that_no_optimizer_has_are_refused_by_name() {
         problem("adam".into()),
         "`optim`: \"adam\" is no optimizer; there are adamw, adamw_8bit, sgd, lion, adafactor, adam_mini, muon, galore, golore, fira, apollo, spam, stable_spam, loro"
     );
+    let unnamed = Named {
+        name: String::new(),
+        settings: Map::from_iter([("beta1".to_owned(), 1.5.into())]),
+    };
+    let said = problem(unnamed);
+    assert!(
+        said.contains("--optim NAME") && !said.contains("\"\""),
+        "{said}"
+    );
     let named = |name: &str, key: &str, value: f64| Named {
         name: name.into(),
         settings: Map::from_iter([(key.to_owned(), value.into())]),

@@ -8,7 +8,7 @@ use frugal_models::fresh::FreshSizes;
 use frugal_models::save::StoredType;
 use frugal_models::{ModelConfig, fresh_memory, initializer_range, registry};
 use frugal_nn::ModelError;
-use frugal_train::{Named, ParamGroup, Scheduler, TrainConfig};
+use frugal_train::{Named, PRETRAINED_TO, ParamGroup, Scheduler, TrainConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -189,7 +189,7 @@ impl Default for PretrainConfig {
                 adam_beta2: 0.95,
                 lr_scheduler_type: Scheduler::Cosine,
                 warmup_ratio: 0.02,
-                min_lr_ratio: 0.05,
+                min_lr_ratio: PRETRAINED_TO,
                 group_by_length: false,
                 ..TrainConfig::default()
             },

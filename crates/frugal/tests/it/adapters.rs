@@ -432,3 +432,15 @@ fn adapters_are_switched_disabled_combined_and_chosen_per_sequence() {
         .to_string();
     assert!(unknown.contains("qv, regex"), "{unknown}");
 }
+
+/// A file of AdaMSS with as many directions as a layer has outputs was refused by its shapes alone.
+#[test]
+fn groups_that_rounding_decided_are_named() {
+    let backbone = model("llama", "config.json");
+    let folder = fixture("methods/adamss-all-directions");
+    let loaded = peft::load(&folder, &context(backbone.as_ref(), 0), false);
+    let error = loaded.map(|_| ()).unwrap_err().to_string();
+    for word in ["adamss_newB", "rounding", "smaller `r`"] {
+        assert!(error.contains(word), "{error}");
+    }
+}

@@ -6,7 +6,8 @@ use frugal::device::device;
 use frugal::model::Quantize;
 use frugal::model::load::Lookup;
 use frugal::retrieve::{
-    Elements, EmbedOptions, Embeddings, Encoder, EncoderRequest, Precision, Prompt, RetrieveError,
+    BuildOptions, Collection, Elements, EmbedOptions, Embeddings, Encoder, EncoderRequest,
+    Precision, Prompt, RetrieveError, SearchMode, SearchOptions, build,
 };
 use frugal::run::{DataConfig, PredictRequest, Predictor, Rerank, Reranker};
 use serde_json::{Value, json};
@@ -142,6 +143,83 @@ fn folders_of_earlier_versions_are_read_with_their_longest_text_and_small_letter
         .embed(&texts, &EmbedOptions::default(), &mut |_| true)
         .unwrap();
     assert_eq!((found.truncated, found.dimension), (1, 64));
+}
+
+#[test]
+fn flags_of_pooling_beside_named_modes_counted() {
+    check("named-and-flagged");
+}
+
+/// Scores and order of a search by vectors are those of `model.similarity`.
+#[test]
+fn the_similarity_of_the_folder_was_passed_over() {
+    for name in ["dot", "cosine"] {
+        let variant = format!("similarity-{name}");
+        check(&variant);
+        let model = folder(&variant);
+        let expected = read(&model.path().join("expected.json"));
+        let texts: Vec<String> = serde_json::from_value(expected["texts"].clone()).unwrap();
+        let right = matrix(&expected["similarity"]);
+        let work = tempfile::tempdir().unwrap();
+        let corpus = work.path().join("c.jsonl");
+        let lines = texts.iter().enumerate();
+        let lines = lines.map(|(i, text)| json!({"id": i.to_string(), "text": text}).to_string());
+        std::fs::write(&corpus, lines.collect::<Vec<_>>().join("\n")).unwrap();
+        let request = EncoderRequest {
+            model: model.path().display().to_string(),
+            adapter: None,
+            max_length: None,
+            quantize: Quantize::None,
+        };
+        let encoder = open(model.path()).unwrap();
+        let idx = work.path().join("idx");
+        let options = BuildOptions::default();
+        let made = Some((&encoder, &request));
+        build(&idx, &corpus, made, &options, &mut |_| true).unwrap();
+        let (lookup, device) = (Lookup::default(), device("cpu").unwrap());
+        let mode = Some(SearchMode::Dense);
+        let found = Collection::open(&idx, mode, Quantize::None, &lookup, &device).unwrap();
+        let asked = SearchOptions {
+            mode,
+            top_k: texts.len(),
+            ..SearchOptions::default()
+        };
+        let queries: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let hits = found.search(&queries, &asked).unwrap();
+        for (query, (hits, right)) in hits.iter().zip(&right).enumerate() {
+            let mut order: Vec<usize> = (0..right.len()).collect();
+            order.sort_by(|a, b| right[*b].total_cmp(&right[*a]));
+            let ids: Vec<usize> = hits.iter().map(|hit| hit.id.parse().unwrap()).collect();
+            assert_eq!(ids, order, "{name} {query}");
+            for hit in hits {
+                let right = right[hit.id.parse::<usize>().unwrap()];
+                assert!(
+                    (hit.score - right).abs() < 1e-4 * right.abs(),
+                    "{name}: {}",
+                    hit.score
+                );
+            }
+        }
+        let same = found.similarities(queries[0], &queries).unwrap().unwrap();
+        for (found, right) in same.iter().zip(&right[0]) {
+            assert!(
+                (found - right).abs() < 1e-4 * right.abs(),
+                "{name}: {found}"
+            );
+        }
+    }
+    for other in ["euclidean", "manhattan", "foo"] {
+        let model = folder("similarity-dot");
+        let settings = json!({"similarity_fn_name": other}).to_string();
+        let path = model.path().join("config_sentence_transformers.json");
+        std::fs::write(path, settings).unwrap();
+        let encoder = open(model.path()).unwrap();
+        let error = encoder.metric().unwrap_err().to_string();
+        assert!(
+            error.contains("similarity_fn_name") && error.contains(other),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -7,6 +7,8 @@
 //! ## Update rule
 //! `heads ← heads + g · softmax(q Kᵀ / √d_h) V` with `K = P W_kᵀ`, `V = P W_vᵀ` from the block's own frozen layers, `P [adapter_len, d_model]`
 //! and `g [1]` trained; `q` are the block's queries, rotated where it rotates them, and `K` is not rotated.
+//! A Llama whose output projection has a bias adds it once more in the adapted blocks, also behind a closed gate: `peft` puts what is
+//! found through the whole projection by itself (`AdaptedAttention.forward` of `peft/tuners/adaption_prompt/layer.py`).
 //!
 //! ## When to use, when not
 //! To teach an instruction format or a task to a decoder with few numbers, where a change of weights is not
@@ -32,8 +34,8 @@
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
 use frugal_nn::{
-    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SiteId, named_rng,
-    standard_normal,
+    AdaptError, Adapter, BuildContext, Linear, Mode, Parameter, Pass, SiteId, SubLayer, SubLayerIo,
+    named_rng, standard_normal,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -50,6 +52,9 @@ const LAYERS: [(&str, &str); 2] = [
     (".k_proj", ".v_proj"),
     (".attention.self.key", ".attention.self.value"),
 ];
+
+/// Models for which `peft` has the method with an output projection behind it, by `model_type`.
+const PROJECTED: [&str; 2] = ["llama", "mistral"];
 
 /// Registry entry.
 pub const METHOD: Method = Method::of::<AdaptionPromptConfig>(
@@ -121,6 +126,8 @@ struct Prompt {
     gate: Parameter,
     /// The block's frozen layers for keys and for values; nothing when planning.
     layers: Option<[Linear; 2]>,
+    /// Bias `[d_model]` of the output projection, of the models for which `peft` has the method.
+    bias: Option<Tensor<1>>,
 }
 
 /// A LLaMA-Adapter.
@@ -157,6 +164,7 @@ impl AdaptionPrompt {
             })
         };
         let mut found: Vec<(usize, String, [SiteId; 2])> = Vec::new();
+        let projected = PROJECTED.contains(&info.model_type);
         for (id, site) in context.sites.iter() {
             if site.path.ends_with("k_norm") {
                 return unsupported("its blocks normalise keys, which a prompt's would not be");
@@ -197,7 +205,13 @@ impl AdaptionPrompt {
             return bad(NAME, "adapter_layers", reason);
         };
         let chosen = found.split_off(first);
-        let ids: Vec<SiteId> = chosen.iter().flat_map(|(.., sites)| *sites).collect();
+        let output = |path: &str| {
+            let path = format!("{path}.o_proj");
+            projected.then(|| context.sites.find(&path)).flatten()
+        };
+        let outputs = chosen.iter().filter_map(|(_, path, _)| output(path));
+        let ids = chosen.iter().flat_map(|(.., sites)| *sites);
+        let ids: Vec<SiteId> = ids.chain(outputs).collect();
         let frozen = frozen_maps(context, &ids);
         let prompt = |(layer, path, [key, value]): (usize, String, [SiteId; 2])| {
             let name = format!("{path}.adaption_prompt");
@@ -207,8 +221,10 @@ impl AdaptionPrompt {
                 .map(|_| standard_normal(&mut rng))
                 .collect();
             let gate = format!("{path}.adaption_gate");
+            let bias = output(&path).and_then(|id| frozen[id.index()].as_ref()?.bias.clone());
             Prompt {
                 layer,
+                bias,
                 rows: Parameter::new(name, &shape, values, &context.device),
                 gate: Parameter::new(gate, &[1], vec![0.0], &context.device),
                 layers: frozen[key.index()]
@@ -252,6 +268,22 @@ impl Pass for AdaptionPromptPass<'_> {
             .swap_dims(0, 1)
             .reshape([tokens, heads * d]);
         Some(found * prompt.gate.get::<1>(self.mode).reshape([1, 1]))
+    }
+
+    fn sub_layer(&mut self, io: SubLayerIo<'_>) -> Tensor<2> {
+        let mut prompts = self.adapter.prompts.iter();
+        let bias = (io.kind == SubLayer::Attention)
+            .then(|| {
+                prompts
+                    .find(|prompt| prompt.layer == io.layer)?
+                    .bias
+                    .clone()
+            })
+            .flatten();
+        match bias {
+            Some(bias) => io.output + bias.unsqueeze::<2>(),
+            None => io.output,
+        }
     }
 }
 

@@ -24,7 +24,7 @@
 //!
 //! ## Departures from the paper
 //! At most one direction less than a layer has outputs: with all of them every output is equally far from every other, and rounding
-//! decides the groups; such files of `peft` do not fit and are refused. `num_subspaces` is at most the number of outputs; a layer whose rows do not fill their
+//! decides the groups, also where `peft` reads its own files; such files are refused. `num_subspaces` is at most the number of outputs; a layer whose rows do not fill their
 //! groups is refused. Masked groups keep what they learned, as in `peft`.
 //!
 //! ## References
@@ -37,6 +37,7 @@ mod config;
 mod score;
 mod spaces;
 
+use frugal_formats::safetensors::LoadReport;
 use frugal_nn::{AdaptError, Adapter, BuildContext};
 use serde_json::{Value, json};
 
@@ -54,7 +55,19 @@ pub const METHOD: Method = Method::of::<AdamssConfig>(
     "A change of very low rank for each group of outputs, within singular directions",
     include_str!("adamss.rs"),
 )
-.default_lr(5e-3);
+.default_lr(5e-3)
+.misfit(all_directions);
+
+/// A file of `peft` with as many directions as a layer has outputs: its groups of outputs are not in the
+/// file, and rounding decided them, so that `peft` itself does not find them again elsewhere.
+fn all_directions(report: &LoadReport) -> Option<String> {
+    let (key, ..) = report.mis_shaped.iter().find(|(key, expected, found)| {
+        key.ends_with(".adamss_newB") && expected.first().map(|r| r + 1) == found.first().copied()
+    })?;
+    Some(format!(
+        "`{key}`: `r` is not below the layer's outputs, all of which are then equally far apart: rounding decided their groups, which the file does not hold; make the adapter with a smaller `r`"
+    ))
+}
 
 impl MethodConfig for AdamssConfig {
     const NAME: &'static str = NAME;

@@ -45,7 +45,7 @@ pub struct Args {
         short,
         value_name = "FILE",
         help_heading = "Data",
-        required_unless_present_any = ["tasks", "runs"],
+        required_unless_present_any = ["tasks", "runs", "queries"],
         conflicts_with = "tasks"
     )]
     pub(super) data: Option<String>,
@@ -133,6 +133,67 @@ impl Args {
             .into_iter()
             .filter(|(_, given)| *given)
             .map(|(flag, _)| flag)
+    }
+
+    /// Flags that were given and that retrieval has no use for.
+    pub(super) fn of_models(&self) -> Vec<&'static str> {
+        let Self {
+            model,
+            data: _,
+            columns: _,
+            template: _,
+            max_length: _,
+            truncate: _,
+            max_rows,
+            whole_text: _,
+            batch_tokens: _,
+            dump_logits: _,
+            tasks,
+            retrieval: _,
+            machine: _,
+            output: _,
+        } = self;
+        let TaskFlags {
+            tasks: names,
+            limit,
+            num_fewshot,
+            fewshot_order,
+            gen_kwargs,
+            endpoint,
+            served_model: _,
+            api_key_env: _,
+            apply_chat_template,
+            fewshot_as_multiturn: _,
+            system_instruction,
+            seed,
+            quantize,
+            dtype,
+            allow_code_execution,
+            no_isolation: _,
+            data_dir,
+            out,
+        } = tasks;
+        let given = [
+            ("--model", model.model.is_some()),
+            ("--adapter", model.adapter.is_some()),
+            ("--max-rows", *max_rows > 0),
+            ("--tasks", !names.is_empty()),
+            ("--limit", *limit > 0),
+            ("--num-fewshot", num_fewshot.is_some()),
+            ("--fewshot-order", fewshot_order.is_some()),
+            ("--gen-kwargs", gen_kwargs.is_some()),
+            ("--endpoint", endpoint.is_some()),
+            ("--apply-chat-template", *apply_chat_template),
+            ("--system-instruction", !system_instruction.is_empty()),
+            ("--seed", *seed != 0),
+            ("--quantize", quantize.is_some()),
+            ("--dtype", dtype.is_some()),
+            ("--allow-code-execution", *allow_code_execution),
+            ("--data-dir", data_dir.is_some()),
+            ("--out", out.is_some()),
+        ];
+        let given = given.into_iter().filter(|(_, given)| *given);
+        given.map(|(flag, _)| flag).chain(self.of_text()).collect()
     }
 
     /// How weights are held: as the adapter was trained, unless something else is asked for.

@@ -28,6 +28,9 @@ use crate::ui::{self, table};
 
 /// Measures and prints.
 pub fn run(args: &Args) -> Result<Outcome> {
+    let of_models = args.of_models();
+    args.retrieval
+        .check(&of_models, args.data.is_some(), &args.machine)?;
     if args.retrieval.task.is_some() {
         let data = args.data.as_deref().map(Path::new);
         return retrieval::run(&args.retrieval, data, &args.machine, args.output);

@@ -15,6 +15,7 @@ use crate::args::{Machine, Output};
 use crate::commands::search::{SearchFlags, find};
 use crate::outcome::Outcome;
 use crate::ui::progress::{Counter, Phase};
+use crate::ui::text::{fixed, signed};
 use crate::ui::{self, interrupt, table};
 
 /// Measures that are shown where none are named.
@@ -26,6 +27,8 @@ const MEASURES: [&str; 6] = [
     "recall@100",
     "P@10",
 ];
+/// The part of a BEIR folder that is measured where none is named.
+const SPLIT: &str = "test";
 /// Rounds of the paired randomisation test.
 const ROUNDS: usize = 10_000;
 
@@ -49,14 +52,20 @@ pub struct Flags {
     #[arg(long, value_name = "FILE", requires = "task")]
     queries: Option<PathBuf>,
     /// Which judgements of a BEIR folder
-    #[arg(long, value_name = "NAME", default_value = "test")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = SPLIT,
+        requires = "task",
+        conflicts_with = "qrels"
+    )]
     split: String,
     /// Measure, for example ndcg@10, map, mrr, recall@100, P@5, success@1, Rprec; repeatable
     /// [default: ndcg@10 map mrr@10 recall@10 recall@100 P@10]
     #[arg(long = "measure", value_name = "NAME", requires = "task")]
     measures: Vec<String>,
     /// Grade from which a document counts as relevant, except for ndcg (trec_eval -l)
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "task")]
     level: u32,
     /// Leave out documents that nobody judged (trec_eval -J)
     #[arg(long, requires = "task")]
@@ -66,7 +75,7 @@ pub struct Flags {
     #[arg(long, requires = "task")]
     answered_only: bool,
     /// Documents of a ranking
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..), requires = "task")]
     depth: u32,
     /// Show the values of each query too
     #[arg(long, requires = "task")]
@@ -131,6 +140,47 @@ pub fn run(
 }
 
 impl Flags {
+    /// Refuses flags that have no part in what is measured: of those of models none has one.
+    pub fn check(&self, of_models: &[&str], has_data: bool, machine: &Machine) -> Result<()> {
+        let search = self.search.given();
+        if self.task.is_none() {
+            return match search.first() {
+                Some(flag) => {
+                    bail!("`{flag}` goes with `--task retrieval --index DIR`: leave it out")
+                }
+                None => Ok(()),
+            };
+        }
+        if let Some(flag) = of_models.first() {
+            bail!("`{flag}` has no part in `--task retrieval`: leave it out");
+        }
+        let judged = self.qrels.is_some();
+        if self.index.is_none() {
+            let more = [
+                ("--queries", self.queries.is_some()),
+                ("--device", machine.device.is_some()),
+                ("--offline", machine.offline),
+                ("--data", has_data && judged),
+            ];
+            let more = more
+                .iter()
+                .filter(|(_, given)| *given)
+                .map(|(flag, _)| flag);
+            if let Some(flag) = search.iter().chain(more).next() {
+                bail!(
+                    "`{flag}` has no part in measuring runs (`--run`), which are rankings already: leave it out, or measure an index (`--index`)"
+                );
+            }
+            return Ok(());
+        }
+        if has_data && self.queries.is_some() && judged {
+            bail!(
+                "`--data` has no part where `--queries` and `--qrels` name both files: leave it out"
+            );
+        }
+        self.search.check_mode()
+    }
+
     fn measures(&self) -> Result<Vec<Measure>> {
         let named: Vec<&str> = match self.measures.is_empty() {
             true => MEASURES.to_vec(),
@@ -217,6 +267,16 @@ impl Flags {
     }
 }
 
+/// Queries of the runs that are left out because nobody judged them.
+fn unjudged(evaluations: &[Evaluation]) -> String {
+    let of = |e: &Evaluation| match e.without_judgements.len() {
+        0 => None,
+        1 => Some(format!("; 1 query of {} has no judgements", e.name)),
+        n => Some(format!("; {n} queries of {} have no judgements", e.name)),
+    };
+    evaluations.iter().filter_map(of).collect()
+}
+
 fn show(
     flags: &Flags,
     measures: &[Measure],
@@ -282,25 +342,26 @@ fn show(
     let mut rows = Table::new(columns);
     for evaluation in evaluations {
         let mut row = vec![evaluation.name.clone()];
-        row.extend(evaluation.means.iter().map(|mean| format!("{mean:.4}")));
+        row.extend(evaluation.means.iter().map(|mean| fixed(*mean, 4)));
         rows.row(row);
     }
     if flags.per_query {
         for query in &first.queries {
             let mut row = vec![query.id.clone()];
-            row.extend(query.values.iter().map(|value| format!("{value:.4}")));
+            row.extend(query.values.iter().map(|value| fixed(*value, 4)));
             rows.row(row);
         }
     }
     table::print(&rows);
     ui::print(&format!(
-        "{} queries{}{}",
+        "{} queries{}{}{}",
         first.queries.len(),
         match (first.missing.len(), flags.answered_only) {
             (0, _) => String::new(),
             (n, false) => format!(", {n} of them without an answer, which count as 0"),
             (n, true) => format!("; {n} without an answer are left out"),
         },
+        unjudged(evaluations),
         seconds.map_or_else(String::new, |s| format!(
             " · {:.1} queries/s",
             first.queries.len() as f64 / s.max(1e-9)
@@ -308,9 +369,9 @@ fn show(
     ));
     for c in &comparisons {
         ui::print(&format!(
-            "{}: {:+.4} {} against {} (p = {:.4}, Holm {:.4}; better on {}, worse on {}, equal on {})",
+            "{}: {} {} against {} (p = {:.4}, Holm {:.4}; better on {}, worse on {}, equal on {})",
             c.name,
-            c.test.difference,
+            signed(c.test.difference, 4),
             measures[0],
             first.name,
             c.test.p_value,

@@ -96,7 +96,13 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600), requires = "store", help_heading = "Output")]
     pub(super) store_timeout: u32,
     /// Encoder of the vectors: name, folder or org/name [default: that of the index, else none]
-    #[arg(long, short, value_name = "MODEL", help_heading = "Vectors")]
+    #[arg(
+        long,
+        short,
+        value_name = "MODEL",
+        requires = "data",
+        help_heading = "Vectors"
+    )]
     pub(super) model: Option<String>,
     /// Adapter of the encoder
     #[arg(
@@ -108,10 +114,10 @@ pub struct Args {
     )]
     pub(super) adapter: Option<PathBuf>,
     /// Which field is which, for example text=abstract; repeatable (id, title, text)
-    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, help_heading = "Data")]
+    #[arg(long = "column", value_name = "ROLE=NAME", value_parser = crate::args::pair, requires = "data", help_heading = "Data")]
     pub(super) columns: Vec<(String, String)>,
     /// Cut documents into pieces of at most N words
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Data")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), requires = "data", help_heading = "Data")]
     pub(super) chunk: Option<u32>,
     /// Words that a piece repeats of the one before it [default: a fifth of --chunk]
     #[arg(long, value_name = "N", requires = "chunk", help_heading = "Data")]
@@ -137,49 +143,44 @@ pub struct Args {
     /// Write everything anew without what was deleted, in one segment
     #[arg(long, help_heading = "Output")]
     pub(super) compact: bool,
-    /// How words become terms, in a new index
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "english",
-        help_heading = "Words"
-    )]
-    analyzer: Words,
-    /// How vectors are stored, in a new index
+    /// How words become terms [default: as in the index, english in a new one]
+    #[arg(long, value_name = "NAME", requires = "data", help_heading = "Words")]
+    analyzer: Option<Words>,
+    /// How vectors are stored [default: as in the index, f32 in a new one]
     #[arg(
         long = "quantize",
         value_name = "NAME",
-        default_value = "f32",
+        requires = "data",
         help_heading = "Vectors"
     )]
-    vectors: Vectors,
-    /// How a new index finds near vectors: exact (all are looked at) or hnsw (along a graph, faster
-    /// and nearly as well)
+    vectors: Option<Vectors>,
+    /// How near vectors are found: exact (all are looked at) or hnsw (along a graph, faster and nearly
+    /// as well) [default: as in the index, exact in a new one]
     #[arg(
         long,
         value_name = "NAME",
-        default_value = "exact",
         hide_possible_values = true,
+        requires = "data",
         help_heading = "Vectors"
     )]
-    ann: Ann,
-    /// Links of a vector in the graph
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=256), help_heading = "Vectors")]
-    pub(super) hnsw_m: u32,
-    /// Candidates that are looked at to link a vector
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Vectors")]
-    pub(super) ef_construction: u32,
+    ann: Option<Ann>,
+    /// Links of a vector in the graph [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=256), requires = "ann", help_heading = "Vectors")]
+    pub(super) hnsw_m: Option<u32>,
+    /// Candidates that are looked at to link a vector [default: 200]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000), requires = "ann", help_heading = "Vectors")]
+    pub(super) ef_construction: Option<u32>,
     /// Text that goes before each document [default: the model's prompt `document` or `passage`]
-    #[arg(long, value_name = "TEXT", help_heading = "Vectors")]
+    #[arg(long, value_name = "TEXT", requires = "data", help_heading = "Vectors")]
     pub(super) document_prompt: Option<String>,
     /// Text that goes before each query [default: the model's prompt `query`]
-    #[arg(long, value_name = "TEXT", help_heading = "Vectors")]
+    #[arg(long, value_name = "TEXT", requires = "data", help_heading = "Vectors")]
     pub(super) query_prompt: Option<String>,
     /// Keep the first N dimensions (Matryoshka models)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Vectors")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), requires = "data", help_heading = "Vectors")]
     pub(super) truncate_dim: Option<u32>,
     /// Longest text of a vector in tokens [default: what the model says]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Vectors")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), requires = "data", help_heading = "Vectors")]
     pub(super) max_length: Option<u32>,
     #[command(flatten)]
     pub(super) machine: Machine,
@@ -204,22 +205,18 @@ impl Args {
             }
         };
         Ok(BuildOptions {
-            analyzer: match self.analyzer {
+            analyzer: self.analyzer.map(|analyzer| match analyzer {
                 Words::Whitespace => Analyzer::Whitespace,
                 Words::Standard => Analyzer::Standard,
                 Words::English => Analyzer::English,
-            },
-            encoding: match self.vectors {
+            }),
+            encoding: self.vectors.map(|vectors| match vectors {
                 Vectors::F32 => Encoding::F32,
                 Vectors::F16 => Encoding::F16,
                 Vectors::Int8 => Encoding::Int8,
                 Vectors::Binary => Encoding::Binary,
-            },
-            hnsw: (self.ann == Ann::Hnsw).then(|| HnswOptions {
-                m: self.hnsw_m as usize,
-                ef_construction: self.ef_construction as usize,
-                ..HnswOptions::default()
             }),
+            ann: self.ann()?,
             corpus: CorpusOptions {
                 columns: crate::args::columns(&self.columns)?,
             },
@@ -231,20 +228,70 @@ impl Args {
         })
     }
 
-    /// The encoder that is named, or the one that the index was made with.
+    fn ann(&self) -> Result<Option<frugal::retrieve::Ann>> {
+        let usual = HnswOptions::default();
+        let of = |given: Option<u32>, usual: usize| given.map_or(usual, |n| n as usize);
+        Ok(match self.ann {
+            Some(Ann::Hnsw) => Some(frugal::retrieve::Ann::Hnsw(HnswOptions {
+                m: of(self.hnsw_m, usual.m),
+                ef_construction: of(self.ef_construction, usual.ef_construction),
+                ..usual
+            })),
+            other => {
+                let given = [
+                    ("--hnsw-m", self.hnsw_m),
+                    ("--ef-construction", self.ef_construction),
+                ];
+                if let Some((flag, _)) = given.iter().find(|(_, given)| given.is_some()) {
+                    bail!("`{flag}` goes with `--ann hnsw`");
+                }
+                other.map(|_| frugal::retrieve::Ann::Exact)
+            }
+        })
+    }
+
+    /// The encoder that is named, or the one that the index was made with, whose longest text is kept.
     pub(super) fn request(&self) -> Result<Option<EncoderRequest>> {
+        let stored = match &self.out {
+            Some(out) => frugal::retrieve::stored_encoder(out),
+            None => Ok(None),
+        };
+        let max_length = self.max_length.map(|n| n as usize);
         if let Some(model) = &self.model {
+            // What cannot be read is written again.
+            let kept = stored.unwrap_or_default();
             return Ok(Some(EncoderRequest {
                 model: model.clone(),
                 adapter: self.adapter.clone(),
-                max_length: self.max_length.map(|n| n as usize),
+                max_length: max_length.or(kept.and_then(|kept| kept.max_length)),
                 quantize: Quantize::None,
             }));
         }
-        Ok(match &self.out {
-            Some(out) => frugal::retrieve::stored_encoder(out)?,
-            None => None,
-        })
+        let stored = stored?;
+        if stored.is_none()
+            && self.store.is_none()
+            && let Some(flag) = self.of_vectors()
+        {
+            bail!("`{flag}` goes with `--model`: an index without an encoder holds words only");
+        }
+        Ok(stored.map(|stored| EncoderRequest {
+            max_length: max_length.or(stored.max_length),
+            ..stored
+        }))
+    }
+
+    /// A flag that was given and is about vectors.
+    fn of_vectors(&self) -> Option<&'static str> {
+        let given = [
+            ("--quantize", self.vectors.is_some()),
+            ("--ann", self.ann == Some(Ann::Hnsw)),
+            ("--document-prompt", self.document_prompt.is_some()),
+            ("--query-prompt", self.query_prompt.is_some()),
+            ("--truncate-dim", self.truncate_dim.is_some()),
+            ("--max-length", self.max_length.is_some()),
+        ];
+        let found = given.into_iter().find(|(_, given)| *given);
+        found.map(|(flag, _)| flag)
     }
 
     pub(super) fn folder(&self) -> Result<&Path> {

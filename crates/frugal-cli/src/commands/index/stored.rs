@@ -76,6 +76,7 @@ fn build(args: &Args, target: &StoreTarget, options: StoreOptions) -> Result<(Bu
     let phase = Phase::new(args.output, format!("reading {}", request.model));
     let encoder = Encoder::open(&request, &args.machine.lookup(), &args.machine.device()?)?;
     drop(phase);
+    interrupt::reading();
     let stop = interrupt::flag("what was sent is kept; run the command again to go on");
     let mut counter = Counter::new(args.output, "documents", 0, 0);
     Ok(build_store(
@@ -85,6 +86,7 @@ fn build(args: &Args, target: &StoreTarget, options: StoreOptions) -> Result<(Bu
         &args.options()?,
         options,
         &mut |done| {
+            interrupt::begun();
             counter.advance(done);
             !interrupt::asked(&stop)
         },

@@ -297,6 +297,7 @@ impl MorConfig {
         self.check_capacity(source)?;
         let threshold = self.router_threshold.unwrap_or(0.5);
         if !(threshold > 0.0 && threshold < 1.0) {
+            let threshold = keys::shown(threshold);
             let reason = format!("{threshold} given, but it must be above 0 and below 1");
             return Err(keys::bad(source, "router_threshold", reason));
         }
