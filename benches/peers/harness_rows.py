@@ -263,9 +263,11 @@ def main():
                     found = {"failed": str(error)}
                 body["models"][name][task] = found
                 print(name, task, found, flush=True)
+            # What an interrupted run has found of whole models is kept.
+            if not failed:
+                file.write_text(json.dumps(body, indent=1) + "\n")
     if failed:
         raise SystemExit("\n".join(failed))
-    file.write_text(json.dumps(body, indent=1) + "\n")
 
 
 if __name__ == "__main__":

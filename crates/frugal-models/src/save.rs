@@ -373,7 +373,12 @@ mod tests {
             assert!(reason.contains(stored_type.torch_name()), "{reason}");
         };
         for stored_type in [StoredType::F32, StoredType::F16, StoredType::Bf16] {
-            for deviation in [f64::NAN, f64::INFINITY, 1e300, -0.1, 0.0, 1e-300] {
+            let reason = stored_type.check_deviation(f64::NAN).unwrap_err();
+            assert!(
+                reason.contains("a standard deviation is a number"),
+                "{reason}"
+            );
+            for deviation in [f64::INFINITY, 1e300, -0.1, 0.0, 1e-300] {
                 refused(stored_type, deviation);
             }
             for deviation in [1e-4, 0.02, 1.0, 1000.0] {

@@ -231,6 +231,10 @@ impl Modules {
                 },
                 ("do_lower_case", Value::Bool(lower)) => self.do_lower_case = *lower,
                 ("transformer_task", Value::String(found)) if found == task => {}
+                ("transformer_task", Value::String(found)) if found == "fill-mask" => {
+                    let reason = "`transformer_task = \"fill-mask\"` is that of weights of words, not of vectors: `frugal embed --sparse` computes them";
+                    return Err(wrong(&path, reason));
+                }
                 ("module_output_name", Value::String(name)) if name == "token_embeddings" => {}
                 ("modality_config", Value::Object(kinds)) => {
                     let of = |key: &str| kinds.get("text").and_then(|text| text.get(key)?.as_str());

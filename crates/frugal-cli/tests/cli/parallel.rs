@@ -323,7 +323,7 @@ fn processes_that_do_not_belong_together_say_so() {
         assert!(!folder.join("out").exists());
     };
     said(
-        "--parallel data=2,zero=2 --reparam low_rank",
+        "--parallel data=2,zero=2 --reparam low_rank --set reparam.rank=4",
         "`zero=2`: the weights of a model themselves",
     );
     said(

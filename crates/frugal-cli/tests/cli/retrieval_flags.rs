@@ -92,7 +92,7 @@ fn flags_of_another_search_were_passed_over() {
         "q.jsonl",
         "{\"id\": \"q1\", \"text\": \"heat\"}\n",
     );
-    write(folder.path(), "qrels", "q1 0 b 1\n");
+    write(folder.path(), "qrels", "q1 0 a 1\n");
     let base = [
         "eval",
         "--task",
@@ -110,12 +110,12 @@ fn flags_of_another_search_were_passed_over() {
     run(&["--mode", "dense", "--k1", "2"]).fails(&["--k1", "dense"]);
     run(&["--data", "."]).fails(&["--data"]);
     run(&["--limit", "2"]).fails(&["--limit"]);
-    // A filter counts: without it `a` stands first, as the smaller of equals.
+    // A filter counts: without it `b` stands first, as trec_eval orders equals.
     let mean = |more: &[&str]| {
         let found = run(&[&["--measure", "P@1"], more].concat()).ok().json();
         found["runs"][0]["means"]["P@1"].as_f64().unwrap()
     };
-    assert_eq!((mean(&[]), mean(&["--filter", "year>'1960'"])), (0.0, 1.0));
+    assert_eq!((mean(&[]), mean(&["--filter", "lang='de'"])), (0.0, 1.0));
     // And outside of retrieval.
     let tasks = ["eval", "--tasks", "list", "--filter", "year>1960"];
     frugal_in(folder.path(), &tasks).fails(&["--filter", "--task retrieval"]);
@@ -192,7 +192,7 @@ fn settings_of_vectors_that_are_there_were_passed_over() {
     for (flag, value, made) in [
         ("--quantize", "int8", "f32"),
         ("--ann", "hnsw", "exact"),
-        ("--document-prompt", "the ", "passage : "),
+        ("--document-prompt", "the ", "\"\""),
         ("--query-prompt", "the ", "query : "),
         ("--truncate-dim", "4", "8"),
         ("--max-length", "9", "16"),

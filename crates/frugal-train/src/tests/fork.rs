@@ -212,6 +212,7 @@ fn what_has_no_stable_stage_or_is_another_run_is_not_forked() {
     let decay = decayed(5, 2, DecayType::Linear);
     let cosine = TrainConfig {
         lr_scheduler_type: Scheduler::Cosine,
+        decay_ratio: TrainConfig::default().decay_ratio,
         ..stable(4)
     };
     let says = |error: String, parts: &[&str]| {
