@@ -426,12 +426,12 @@ impl Group {
 }
 
 /// The part of rows that belongs to `index` of `parts`.
-fn cut<'r>(
-    rows: &'r [u32],
+fn cut(
+    rows: &[u32],
     tokens: impl Fn(u32) -> usize,
     parts: usize,
     index: usize,
-) -> &'r [u32] {
+) -> &[u32] {
     let total: usize = rows.iter().map(|&row| tokens(row)).sum();
     // A row belongs to the part of the tokens in which its middle lies.
     let mut before = 0;

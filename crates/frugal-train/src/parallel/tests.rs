@@ -455,14 +455,14 @@ fn stages_sum_and_gather_among_those_that_compute_with_a_parameter() {
         let sizes = parameters
             .each_ref()
             .map(|p| (p.name().to_owned(), p.len()));
-        let own = if rank % 2 == 0 { "first" } else { "last" };
-        let len = if rank % 2 == 0 { 2 } else { 3 };
+        let own = if rank.is_multiple_of(2) { "first" } else { "last" };
+        let len = if rank.is_multiple_of(2) { 2 } else { 3 };
         let mut gradients = GradientSum::default();
         gradients.insert(own, vec![1.0 + rank as f32; len]);
         gradients.insert("tied", vec![10.0 * (1 + rank) as f32]);
         group.sum_gradients(0.0, &sizes, &mut gradients).unwrap();
         // Ranks 0 and 2 are the first stage, 1 and 3 the last.
-        let sum = if rank % 2 == 0 { 4.0 } else { 6.0 };
+        let sum = if rank.is_multiple_of(2) { 4.0 } else { 6.0 };
         assert_eq!(gradients.get(own), Some(vec![sum; len].as_slice()));
         assert_eq!(gradients.get("tied"), Some([100.0].as_slice()));
         for parameter in parameters.iter_mut().filter(|p| group.owns(p.name())) {
