@@ -426,12 +426,7 @@ impl Group {
 }
 
 /// The part of rows that belongs to `index` of `parts`.
-fn cut(
-    rows: &[u32],
-    tokens: impl Fn(u32) -> usize,
-    parts: usize,
-    index: usize,
-) -> &[u32] {
+fn cut(rows: &[u32], tokens: impl Fn(u32) -> usize, parts: usize, index: usize) -> &[u32] {
     let total: usize = rows.iter().map(|&row| tokens(row)).sum();
     // A row belongs to the part of the tokens in which its middle lies.
     let mut before = 0;

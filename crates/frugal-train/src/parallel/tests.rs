@@ -455,7 +455,11 @@ fn stages_sum_and_gather_among_those_that_compute_with_a_parameter() {
         let sizes = parameters
             .each_ref()
             .map(|p| (p.name().to_owned(), p.len()));
-        let own = if rank.is_multiple_of(2) { "first" } else { "last" };
+        let own = if rank.is_multiple_of(2) {
+            "first"
+        } else {
+            "last"
+        };
         let len = if rank.is_multiple_of(2) { 2 } else { 3 };
         let mut gradients = GradientSum::default();
         gradients.insert(own, vec![1.0 + rank as f32; len]);
