@@ -234,7 +234,7 @@ fn a_first_index_that_failed_left_an_empty_one() {
     let semicolons = ["index", "--data", "c.csv", "--out", "idx"];
     frugal_in(folder.path(), &semicolons).fails(&["';'", "id=FIELD"]);
     let store = ["search", "--store", "ftp://host/x", "heat"];
-    frugal_in(folder.path(), &store).fails(&["ftp"]);
+    frugal_in(folder.path(), &store).fails(&["no store behind `ftp://`"]);
 }
 
 /// Documents from a pipe that nobody writes to: the first signal ends the program.
